@@ -1,0 +1,74 @@
+# Every target makes what it needs in .venv, from a fresh clone on.
+#
+#   PYTHON   the interpreter that .venv is made from, 3.10 or newer
+#   TORCH    what pip installs as PyTorch before anything else, for example
+#            TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#
+# Both count when .venv is made; `make clean` first to change them.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench docs format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(VENV)/.images ## refine the labels of a photograph
+	$(BIN)/python demos/image_crf.py
+
+test: $(VENV)/.dev ## run every test
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## format, lint, types, import rule, fast tests: before each commit
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow"
+
+bench: $(VENV)/.bench ## print the tables of accuracy and speed
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/speed.py
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+format: $(VENV)/.dev ## format the code and apply the safe fixes
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove .venv and all that was built
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	@command -v $(PYTHON) >/dev/null || \
+	    { echo "$(PYTHON) was not found. Name a Python 3.10 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "hdcrf needs Python 3.10 or newer, but $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(TORCH)
+	@touch $@
+
+$(VENV)/.images: $(VENV)/.torch pyproject.toml
+	$(INSTALL) --editable '.[images]' scikit-image
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.torch pyproject.toml
+	$(INSTALL) --editable '.[bench,images]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(INSTALL) --editable '.[docs]'
+	@touch $@

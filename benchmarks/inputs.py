@@ -1,0 +1,103 @@
+"""The inputs that benchmarks and tests share: photos from scikit-image's wheel, and what we make of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+
+import numpy as np
+import torch
+from skimage import data, transform
+
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+@cache
+def photo(name: str, height: int, width: int) -> np.ndarray:
+    """Return one of scikit-image's photos at another size, (H, W, 3) uint8."""
+    resized = transform.resize(getattr(data, name)(), (height, width), anti_aliasing=True)
+    return np.round(resized * 255).astype(np.uint8)
+
+
+def bilateral_cloud(name: str, height: int, width: int, sigma_xy: float, sigma_rgb: float) -> torch.Tensor:
+    """Return the 5D bilateral features of a photo, (H·W, 5) float64; sigma_rgb on the scale 0 to 255."""
+    from hdcrf import bilateral_features
+
+    image = torch.from_numpy(photo(name, height, width).astype(np.float64)).permute(2, 0, 1)
+    return bilateral_features(image[None], sigma_xy, sigma_rgb)
+
+
+def noisy_probabilities(image: np.ndarray, num_labels: int, seed: int = 0) -> np.ndarray:
+    """Return probabilities (H, W, K) float32 of a classifier that is often wrong.
+
+    The true label of a pixel is the band of brightness that it falls in, after a little smoothing; the
+    classifier sees its logit raised by 2, under standard normal noise in each label.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(seed)
+    brightness = gaussian_filter(image.mean(2), 2)
+    bands = np.quantile(brightness, np.linspace(0, 1, num_labels + 1)[1:-1])
+    truth = np.digitize(brightness, bands)
+    logits = random.standard_normal((*truth.shape, num_labels), dtype=np.float32)
+    logits += 2 * (truth[:, :, None] == np.arange(num_labels))
+    exponentials = np.exp(logits - logits.max(2, keepdims=True))
+    return exponentials / exponentials.sum(2, keepdims=True)
+
+
+@cache
+def regions(name: str, height: int, width: int, num_labels: int) -> np.ndarray:
+    """Return a labelling (H, W) of a photo into regions of like colour: k-means over superpixels."""
+    from skimage import segmentation
+
+    image = photo(name, height, width)
+    superpixel = segmentation.slic(image, n_segments=60, compactness=10, start_label=0)
+    colours = np.stack([image[superpixel == s].mean(0) for s in range(superpixel.max() + 1)])
+    centres = colours[np.linspace(0, len(colours) - 1, num_labels).astype(int)]
+    for _ in range(20):
+        nearest = ((colours[:, None] - centres) ** 2).sum(2).argmin(1)
+        chosen = [colours[nearest == k] for k in range(num_labels)]
+        centres = np.stack([c.mean(0) if len(c) else old for c, old in zip(chosen, centres, strict=True)])
+    return nearest[superpixel]
+
+
+def network_probabilities(
+    name: str,
+    height: int,
+    width: int,
+    num_labels: int,
+    *,
+    stride: int = 4,
+    margin: float = 10.0,
+    noise: float = 1.0,
+) -> np.ndarray:
+    """Return probabilities (H, W, K) float32 as a segmentation network might give them for a photo.
+
+    The regions of the photo at 1/stride of the resolution, as logits `margin` above the others, under normal
+    noise, and interpolated to full resolution: right inside, blurred and displaced along the borders.
+    """
+    truth = regions(name, height, width, num_labels)
+    one_hot = (truth[:, :, None] == np.arange(num_labels)).astype(np.float64)
+    low = transform.resize(one_hot, (height // stride, width // stride, num_labels), anti_aliasing=True)
+    random = np.random.default_rng(0)
+    logits = transform.resize(
+        margin * low + noise * random.standard_normal(low.shape), one_hot.shape, order=1
+    )
+    exponentials = np.exp(logits - logits.max(2, keepdims=True))
+    return (exponentials / exponentials.sum(2, keepdims=True)).astype(np.float32)
+
+
+def machine_line() -> str:
+    """Describe the machine that the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        processor = names[0] if names else processor
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return (
+        f"{processor}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}; "
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+        + "".join(f"; {d}" for d in devices)
+    )

@@ -1,0 +1,31 @@
+"""High-dimensional Gaussian filtering by sparse convolution, and the CRFs that run on it."""
+
+from hdcrf.compatibility import Compatibility
+from hdcrf.dense_crf import DenseCRF
+from hdcrf.exact import ExactGaussian
+from hdcrf.features import bilateral_features
+from hdcrf.gaussian_filter import build_filter, gaussian_filter
+from hdcrf.mean_field import MeanFieldResult, mean_field
+from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
+from hdcrf.potentials import labels_from_annotation, logits_from_labels, logits_from_probabilities
+from hdcrf.refine import refine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Compatibility",
+    "DenseCRF",
+    "ExactGaussian",
+    "MeanFieldResult",
+    "PairwiseKernel",
+    "SmoothnessKernel",
+    "bilateral_features",
+    "build_filter",
+    "gaussian_filter",
+    "labels_from_annotation",
+    "logits_from_labels",
+    "logits_from_probabilities",
+    "mean_field",
+    "pairwise_kernel",
+    "refine",
+]

@@ -1,0 +1,51 @@
+"""Lifts: from the pixels of an image to points in feature space, in units of one standard deviation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxel.checks import check_floating
+
+__all__ = ["batch_index", "bilateral_features"]
+
+
+def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float | Tensor) -> Tensor:
+    """Lift the pixels of images into bilateral space: (x/σ_xy, y/σ_xy, colour/σ_rgb).
+
+    With an RGB guide that is the 5D lift of Krähenbühl and Koltun, NeurIPS 2011, equation 3.
+
+    Args:
+        guide: (B, c, H, W) float32 or float64, any number of channels c.
+        sigma_xy: Standard deviation of the position, in pixels.
+        sigma_rgb: Standard deviation of the colour, in the guide's own units: for a guide from 0 to 255,
+            13 is the usual choice; for one from 0 to 1, that is 13/255.
+
+    Returns:
+        (B·H·W, 2 + c), the pixels of the first image first, row by row.
+
+    Differentiable in the guide and in both sigmas.
+    """
+    check_floating("guide", guide)
+    if guide.dim() != 4:
+        raise ValueError(f"`guide` must have shape (B, c, H, W), got {tuple(guide.shape)}")
+    batch, channels, height, width = guide.shape
+    y = torch.arange(height, dtype=guide.dtype, device=guide.device) / sigma_xy
+    x = torch.arange(width, dtype=guide.dtype, device=guide.device) / sigma_xy
+    position = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    colour = guide / sigma_rgb
+    # One contiguous row a feature: the lattices compute along them.
+    lifted = torch.empty((2 + channels, batch, height, width), dtype=guide.dtype, device=guide.device)
+    if not (position.requires_grad or colour.requires_grad):
+        lifted[:2] = position[:, None]
+        lifted[2:] = colour.transpose(0, 1)
+    else:
+        lifted = torch.cat([position[:, None].expand(-1, batch, -1, -1), colour.transpose(0, 1)])
+    return lifted.flatten(1).T
+
+
+def batch_index(batch: int, points: int, device: torch.device) -> Tensor | None:
+    """Return the (batch·points,) batch index of equally large items, or None for a single one."""
+    if batch == 1:
+        return None
+    return torch.arange(batch, device=device).repeat_interleave(points)

@@ -1,0 +1,177 @@
+"""Mean-field inference in a fully connected CRF.
+
+Energy of a labelling x, with ψ = -log P and the kernels w_c k_c:
+
+    E(x) = Σ_i ψ_i(x_i) + Σ_{i<j} μ(x_i, x_j) Σ_c w_c k_c(f_i, f_j).
+
+Mean field looks for the product Q of one distribution for each point that minimises
+
+    KL(Q‖P) - log Z = Σ_i Σ_l Q_i(l) (ψ_i(l) + log Q_i(l)) + ½ Σ_i Σ_l Q_i(l) (μ m_i)(l),
+
+where the message is m = Σ_c w_c K_c Q without the point's own part, and it repeats for all points at once
+
+    Q ← softmax(-ψ - μ m).
+
+Reference: Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials,
+NeurIPS 2011, algorithm 1; Zheng et al., Conditional Random Fields as Recurrent Neural Networks, ICCV 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdcrf.compatibility import Compatibility
+from hdcrf.pairwise import PairwiseKernel
+
+__all__ = ["MeanFieldResult", "mean_field"]
+
+_VECTOR_LABELS = 16
+_STRIP_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class MeanFieldResult:
+    """What mean field found.
+
+    Attributes:
+        marginals: (P, K), or as its caller reshaped it: the distributions Q.
+        logits: The same shape: their logarithms, up to a constant for each point.
+        iterations: How many iterations ran.
+        energy: (iterations + 1,) float64: the expected energy under Q, before and after each iteration;
+            None unless asked for.
+        kl: (iterations + 1,) float64: KL(Q‖P) - log Z, which mean field descends; None unless asked for.
+    """
+
+    marginals: Tensor
+    logits: Tensor
+    iterations: int
+    energy: Tensor | None = None
+    kl: Tensor | None = None
+
+
+def mean_field(
+    logits: Tensor,
+    kernels: Sequence[PairwiseKernel],
+    compatibility: Compatibility,
+    *,
+    iterations: int,
+    exclude_self: bool = True,
+    tolerance: float | None = None,
+    track: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> MeanFieldResult:
+    """Run mean field.
+
+    Args:
+        logits: (P, K) unary logits, -ψ up to a constant for each point.
+        kernels: The weighted, normalised pairwise kernels over the P points.
+        compatibility: μ.
+        iterations: How many at most; 0 returns the unary's distribution.
+        exclude_self: Whether the message leaves out what each point sends itself.
+        tolerance: Stop when no marginal changed by more than this in an iteration.
+        track: Whether to compute the energy and the objective, at the price of one more message.
+        progress: Called with the number of iterations done, after each.
+
+    Returns:
+        The marginals and logits, (P, K). Differentiable in all that is.
+    """
+    own = None
+    if exclude_self and kernels:
+        own = torch.stack([kernel.diagonal() for kernel in kernels]).sum(0)[:, None]
+
+    def message(gathered: Sequence[Tensor], marginals: Tensor, points: slice) -> Tensor:
+        if not kernels:
+            return torch.zeros_like(marginals[points])
+        total = kernels[0].receive(gathered[0], points)
+        for kernel, contribution in zip(kernels[1:], gathered[1:], strict=True):
+            total = kernel.receive(contribution, points, total)
+        return total if own is None else total.addcmul_(own[points], marginals[points], value=-1)
+
+    strips = _strips(logits, kernels)
+    marginals, updated = softmax(logits), logits
+    spare = torch.empty_like(marginals) if len(strips) > 1 else None
+    energies = []
+    done = 0
+    for iteration in range(iterations):
+        gathered = [kernel.gather(marginals) for kernel in kernels]
+        if track:
+            energies.append(_objective(logits, marginals, compatibility, message, gathered, strips))
+        previous = marginals
+        if spare is None:
+            updated = logits + compatibility.reward(message(gathered, previous, strips[0]))
+            marginals = softmax(updated)
+        else:
+            keep = tolerance is not None or iteration == iterations - 1
+            if keep and updated is logits:
+                updated = torch.empty_like(logits)
+            for strip in strips:
+                part = compatibility.reward(message(gathered, previous, strip)).add_(logits[strip])
+                softmax(part, out=spare[strip])
+                if keep:
+                    updated[strip] = part
+            marginals, spare = spare, previous
+        done += 1
+        if progress is not None:
+            progress(done)
+        if tolerance is not None:
+            change = (marginals.detach() - previous.detach()).abs().max()
+            if float(change) <= tolerance:
+                break
+    if not track:
+        return MeanFieldResult(marginals, updated, done)
+    gathered = [kernel.gather(marginals) for kernel in kernels]
+    energies.append(_objective(logits, marginals, compatibility, message, gathered, strips))
+    energy, kl = (torch.stack(column) for column in zip(*energies, strict=True))
+    return MeanFieldResult(marginals, updated, done, energy, kl)
+
+
+def _strips(logits: Tensor, kernels: Sequence[PairwiseKernel]) -> list[slice]:
+    """Cut the points into strips that a CPU's cache holds; into one, where autograd watches or on a GPU."""
+    points, labels = logits.shape
+    if torch.is_grad_enabled() or logits.device.type != "cpu" or logits.numel() <= _STRIP_ELEMENTS:
+        return [slice(0, points)]
+    image, row = next((kernel.grid for kernel in kernels if kernel.grid is not None), (points, 1))
+    step = row * max(1, _STRIP_ELEMENTS // (labels * row))
+    return [
+        slice(start, min(start + step, first + image))
+        for first in range(0, points, image)
+        for start in range(first, first + image, step)
+    ]
+
+
+def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the softmax over the last dimension of (P, K) logits, in `out` if that is given."""
+    labels = logits.shape[1]
+    if labels >= _VECTOR_LABELS or logits.device.type != "cpu":
+        result: Tensor = torch.softmax(logits, 1, out=out)
+        return result
+    # PyTorch's CPU softmax runs label by label over rows shorter than a vector register: avoid it.
+    if labels == 2:
+        return torch.sigmoid(logits - logits.flip(1), out=out)
+    padding = (0, _VECTOR_LABELS - labels)
+    padded = torch.nn.functional.pad(logits, padding, value=-torch.inf)
+    narrow = torch.softmax(padded, 1)[:, :labels]
+    return narrow.contiguous() if out is None else out.copy_(narrow)
+
+
+@torch.no_grad()
+def _objective(
+    logits: Tensor,
+    marginals: Tensor,
+    compatibility: Compatibility,
+    message: Callable[[Sequence[Tensor], Tensor, slice], Tensor],
+    gathered: Sequence[Tensor],
+    strips: Sequence[slice],
+) -> tuple[Tensor, Tensor]:
+    """Return the expected energy and KL(Q‖P) - log Z of the marginals, in float64."""
+    energy = entropy = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for strip in strips:
+        cost = compatibility.cost(message(gathered, marginals, strip))
+        unary, part = -torch.log_softmax(logits[strip], 1), marginals[strip]
+        energy = energy + (part * (unary + 0.5 * cost)).sum(dtype=torch.float64)
+        entropy = entropy - torch.xlogy(part, part).sum(dtype=torch.float64)
+    return energy, energy - entropy

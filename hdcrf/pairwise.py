@@ -1,0 +1,212 @@
+"""The pairwise kernels of a CRF, normalised and ready to be applied many times.
+
+A kernel here is the matrix w · L K R of a weight w, a Gaussian K, and the diagonal matrices L and R of its
+normalisation: L = R = 1 ("none"), R = D⁻¹ ("before"), L = D⁻¹ ("after"), L = R = D⁻½ ("symmetric").
+
+It is applied in two steps, what all points together contribute (`gather`) and what some of them receive
+(`receive`), so that mean field can go through a large image in strips that stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from voxel import FilterOperator, SplatBlurSlice
+
+__all__ = ["FilterKernel", "LatticeKernel", "PairwiseKernel", "SmoothnessKernel", "pairwise_kernel"]
+
+
+class PairwiseKernel(ABC):
+    """A weighted, normalised kernel over P points.
+
+    Attributes:
+        grid: (points of one image, points of one row), if points can only be received row by row; else None.
+    """
+
+    grid: tuple[int, int] | None = None
+
+    @abstractmethod
+    def gather(self, values: Tensor) -> Tensor:
+        """Return what `receive` needs of all (P, K) values."""
+
+    @abstractmethod
+    def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
+        """Return the rows `points` of w · L K R v in a new tensor, or added to `total`, in place."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Return the (P,) diagonal of w · L K R."""
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Return w · L K R v for (P, K) values."""
+        return self.receive(self.gather(values), slice(0, values.shape[0]))
+
+
+def _normalizers(degree: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
+    """Return the diagonals of L and R, None standing for ones."""
+    if normalization == "none":
+        return None, None
+    if normalization == "symmetric":
+        root = degree.rsqrt()
+        return root, root
+    return (degree.reciprocal(), None) if normalization == "after" else (None, degree.reciprocal())
+
+
+def _scaled(diagonal: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    for factor in (left, right):
+        diagonal = diagonal if factor is None else diagonal * factor
+    return diagonal
+
+
+def pairwise_kernel(operator: FilterOperator, weight: float | Tensor, normalization: str) -> PairwiseKernel:
+    """Make the pairwise kernel of a Gaussian filter."""
+    if isinstance(operator, SplatBlurSlice):
+        return LatticeKernel(operator, weight, normalization)
+    return FilterKernel(operator, weight, normalization)
+
+
+class FilterKernel(PairwiseKernel):
+    """The kernel of any Gaussian filter."""
+
+    def __init__(self, operator: FilterOperator, weight: float | Tensor, normalization: str) -> None:
+        self._operator, self._weight, self._normalization = operator, weight, normalization
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the whole result."""
+        return self._weight * self._operator.filter(values, normalization=self._normalization)
+
+    def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
+        """Return some of its rows."""
+        return gathered[points].clone() if total is None else total.add_(gathered[points])
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal."""
+        left, right = _normalizers(self._operator.degree(), self._normalization)
+        return self._weight * _scaled(self._operator.diagonal(), left, right)
+
+
+class LatticeKernel(PairwiseKernel):
+    """The kernel of a sparse lattice, with L and R folded into the slicing and splatting matrices.
+
+    So an application passes over the P points twice, to splat and to slice, and once over the vertices.
+    """
+
+    def __init__(self, operator: SplatBlurSlice, weight: float | Tensor, normalization: str) -> None:
+        self._operator = operator
+        self._scale = weight * operator.constant
+        left, right = _normalizers(operator.degree(), normalization)
+        self._normalizers = left, right
+        interpolation = operator.interpolation
+        self._splat = interpolation if right is None else interpolation.scale_rows(right)
+        self._slice = (
+            self._splat
+            if left is right
+            else (interpolation if left is None else interpolation.scale_rows(left))
+        )
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Splat and blur: return the (V, K) values of the vertices."""
+        vertex_values = self._splat.transposed_product(values)
+        for blur in self._operator.blurs:
+            vertex_values = blur.product(vertex_values)
+        return vertex_values * self._scale
+
+    def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
+        """Slice at some of the points."""
+        whole = points == slice(0, self._slice.shape[0])
+        result = (self._slice if whole else self._slice.rows(points)).product(gathered)
+        return result if total is None else total.add_(result)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal."""
+        diagonal = _scaled(self._operator.diagonal(), *self._normalizers)
+        return diagonal * (self._scale / self._operator.constant)
+
+
+class SmoothnessKernel(PairwiseKernel):
+    """The 2D Gaussian over pixel positions, as a dense separable convolution.
+
+    Pixels are dense in two dimensions, so the sum over a window is exact up to its truncation and cheap.
+
+    Args:
+        shape: (B, H, W); the P = B·H·W points are its pixels, row by row.
+        sigma: Standard deviation in pixels; a scalar tensor, so that it can be learned.
+        weight: w.
+        normalization: "none", "before", "after" or "symmetric". D counts what lies inside the image.
+        truncate: The window reaches ⌈truncate · σ⌉ pixels to each side.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        sigma: Tensor,
+        weight: float | Tensor,
+        normalization: str,
+        truncate: float = 3.0,
+    ) -> None:
+        self._shape = shape
+        self.grid = shape[1] * shape[2], shape[2]
+        self._weight = weight
+        # A window wider than the image sees no more of it.
+        radius = min(math.ceil(truncate * float(sigma.detach())), max(shape[1:]))
+        self._radius = radius
+        steps = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
+        self._taps = torch.exp(-0.5 * (steps / sigma).square())
+        rows, columns = (self._reach(length) for length in shape[1:])
+        # D is separable, so its power is too: (H, 1) times (1, W).
+        left, right = _normalizers((rows[:, None] * columns).reshape(-1), normalization)
+        self._left, self._right = (
+            None if factor is None else factor.repeat(shape[0]) for factor in (left, right)
+        )
+
+    def _reach(self, length: int) -> Tensor:
+        """Return the (length,) sums of the taps that fall inside, at each place of an axis."""
+        ones = self._taps.new_ones((1, 1, length))
+        sums: Tensor = functional.conv1d(ones, self._taps.view(1, 1, -1), padding=self._radius)
+        return sums[0, 0]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values themselves."""
+        return values
+
+    def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
+        """Convolve; `points` are all of them, or whole rows of one image."""
+        batch, height, width = self._shape
+        channels, radius = gathered.shape[1], self._radius
+        first, last, image = 0, height, 0  # rows to return of the image in which the points lie
+        if points.stop - points.start < batch * height * width:
+            batch = 1
+            image, first = divmod(points.start // width, height)
+            last = first + (points.stop - points.start) // width
+        low, high = max(0, first - radius), min(height, last + radius)
+        start = (image * height + low) * width
+        seen = slice(start, start + (batch - 1) * height * width + (high - low) * width)
+
+        values = gathered[seen]
+        if self._right is not None:
+            values = values * self._right[seen, None]
+        # A view in channels-last order, in which depthwise convolutions run fastest.
+        images = values.view(batch, high - low, width, channels).permute(0, 3, 1, 2)
+        above, below = radius - (first - low), radius - (high - last)
+        if above != below:
+            images = functional.pad(images, (0, 0, above, below))
+            above = 0
+        vertical = self._taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        horizontal = (self._taps * self._weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        images = functional.conv2d(images, vertical, padding=(above, 0), groups=channels)
+        images = functional.conv2d(images, horizontal, padding=(0, radius), groups=channels)
+        result = images.permute(0, 2, 3, 1).reshape(-1, channels)
+        if total is None:
+            return result if self._left is None else result * self._left[points, None]
+        return total.add_(result) if self._left is None else total.addcmul_(result, self._left[points, None])
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal."""
+        batch, height, width = self._shape
+        ones = self._taps.new_ones(batch * height * width)
+        return _scaled(ones, self._left, self._right) * self._weight

@@ -1,0 +1,67 @@
+"""Elevation: from d-dimensional features onto the hyperplane that the permutohedral lattice lives in.
+
+The lattice A*_d, scaled by d + 1, is the projection of (d+1)ℤ^{d+1} onto the hyperplane H_d of points
+whose d + 1 coordinates sum to zero. The elevation is a similarity from ℝᵈ onto H_d: the columns of E
+are orthonormal, and the scale makes the whole filter's variance one.
+
+Reference: Adams, Baek, Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice,
+Eurographics 2010, section 3.1. We use an orthonormal basis of H_d directly, and a scale for any number
+of rounds of blur.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from voxel.splat_blur_slice import power
+
+__all__ = ["calibration", "elevate", "elevation_matrix", "lattice_scale"]
+
+
+def _variance(order: int) -> float:
+    """Variance of the filter along any direction, in squared units of one lattice step d + 1.
+
+    The blur contributes n/2; splatting and slicing, each linear interpolation over a simplex, 1/12 each.
+    """
+    return order / 2 + 1 / 6
+
+
+def lattice_scale(dimension: int, order: int) -> float:
+    """Length on H_d of one standard deviation: (d + 1) √(n/2 + 1/6)."""
+    return (dimension + 1) * math.sqrt(_variance(order))
+
+
+def calibration(dimension: int, order: int) -> float:
+    """The constant c = (2π (n/2 + 1/6))^{d/2} √(d+1) that makes the filter approximate the true sum.
+
+    It is the integral (2π)^{d/2} of the Gaussian, times the number of vertices in a unit of feature
+    volume: (d+1)^{-d} √(d+1) vertices in a unit of volume of H_d, scaled by the elevation's volume.
+    """
+    return power(2 * math.pi * _variance(order), dimension / 2) * math.sqrt(dimension + 1)
+
+
+def elevation_matrix(dimension: int) -> Tensor:
+    """Return E (d+1, d), float64: orthonormal columns, each summing to zero.
+
+    Column i is (1, …, 1, -(i+1), 0, …, 0) / √((i+1)(i+2)), with i + 1 leading ones.
+    """
+    matrix = torch.zeros(dimension + 1, dimension, dtype=torch.float64)
+    for i in range(dimension):
+        norm = math.sqrt((i + 1) * (i + 2))
+        matrix[: i + 1, i] = 1 / norm
+        matrix[i + 1, i] = -(i + 1) / norm
+    return matrix
+
+
+def elevate(features: Tensor, order: int = 1) -> Tensor:
+    """Elevate (N, d) features onto H_d, scaled for `order` rounds of blur.
+
+    Returns:
+        (d+1, N): one row a coordinate, so that the arithmetic on coordinates runs over contiguous rows.
+    """
+    dimension = features.shape[1]
+    matrix = elevation_matrix(dimension) * lattice_scale(dimension, order)
+    return matrix.to(features) @ features.T

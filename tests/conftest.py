@@ -1,0 +1,37 @@
+"""Devices, seeds, and the settings that every test runs under."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request):
+    """Each available device in turn. Of session scope, so that hypothesis tests can use it."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _uninitialised_memory_is_nan(request):
+    """Fill what `torch.empty` and its kin return with NaN, so that an output never written shows.
+
+    PyTorch does so (`torch.utils.deterministic.fill_uninitialized_memory`) only in its deterministic mode,
+    which also swaps some algorithms. A test that must see the usual ones, such as one of reproducibility,
+    is marked `default_algorithms`.
+    """
+    if request.node.get_closest_marker("default_algorithms"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

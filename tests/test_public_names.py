@@ -1,0 +1,57 @@
+"""The public API, frozen: a change here is a change for users and belongs in the changelog."""
+
+import inspect
+
+import pytest
+
+import hdcrf
+import lattice
+import voxel
+
+NAMES = {
+    hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel SmoothnessKernel
+        bilateral_features build_filter gaussian_filter labels_from_annotation logits_from_labels
+        logits_from_probabilities mean_field pairwise_kernel refine""",
+    lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
+    voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseConv SparseMatrix
+        SparseTensor SplatBlurSlice VoxelGrid kernel_map kernel_offsets pairs_within unique_rows""",
+}
+
+SIGNATURES = {
+    hdcrf.DenseCRF: """num_labels iterations=5 appearance_weight=10.0 appearance_sigma_xy=80.0
+        appearance_sigma_rgb=13.0 smoothness_weight=3.0 smoothness_sigma=3.0 compatibility='potts'
+        normalization='symmetric' exclude_self=True method='permutohedral' order=1 halo=0 learn=('weights',)
+        tolerance=None output='marginals'""",
+    hdcrf.refine: """image probabilities=None labels=None num_labels=None gt_prob=0.7 iterations=10
+        return_marginals=False progress=None options""",
+    hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None
+        query=None query_batch=None order=1 halo=0""",
+    lattice.PermutohedralLattice: "features batch=None order=1 halo=0",
+    lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
+    voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None",
+    voxel.SparseTensor: "coordinates features",
+    voxel.SparseConv: """in_channels out_channels kernel_size dimension shape='cube' dilation=1 bias=True""",
+}
+
+
+@pytest.mark.parametrize("package", NAMES, ids=lambda package: package.__name__)
+def test_public_names(package):
+    assert sorted(package.__all__) == sorted(NAMES[package].split())
+    for name in package.__all__:
+        assert inspect.getdoc(getattr(package, name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signatures(function):
+    written = [
+        name if parameter.default is inspect.Parameter.empty else f"{name}={parameter.default!r}"
+        for name, parameter in inspect.signature(function).parameters.items()
+    ]
+    assert written == SIGNATURES[function].split()
+
+
+def test_the_two_lattices_are_swappable():
+    methods = ("filter", "splat", "blur", "slice", "diagonal", "degree", "num_vertices", "dimension")
+    for method in methods:
+        assert hasattr(voxel.VoxelGrid, method)
+        assert hasattr(lattice.PermutohedralLattice, method)

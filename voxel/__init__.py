@@ -1,0 +1,27 @@
+"""Sparse tensors on integer coordinates: index, convolution, interpolation, blur, and the d-cube filter."""
+
+from voxel.checks import CoordinateRangeError
+from voxel.convolution import GaussianConv, SparseConv
+from voxel.coordinate_index import CoordinateIndex, unique_rows
+from voxel.filter_operator import FilterOperator
+from voxel.neighbours import kernel_map, kernel_offsets, pairs_within
+from voxel.sparse_matrix import SparseMatrix
+from voxel.sparse_tensor import SparseTensor
+from voxel.splat_blur_slice import SplatBlurSlice
+from voxel.voxel_grid import VoxelGrid
+
+__all__ = [
+    "CoordinateIndex",
+    "CoordinateRangeError",
+    "FilterOperator",
+    "GaussianConv",
+    "SparseConv",
+    "SparseMatrix",
+    "SparseTensor",
+    "SplatBlurSlice",
+    "VoxelGrid",
+    "kernel_map",
+    "kernel_offsets",
+    "pairs_within",
+    "unique_rows",
+]

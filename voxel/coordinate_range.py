@@ -1,0 +1,44 @@
+"""The range of lattice coordinates: what does not fit is an error, never a wrap-around."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxel.checks import CoordinateRangeError
+
+__all__ = ["check_coordinate_range"]
+
+
+def check_coordinate_range(name: str, features: Tensor, scale: float, spread: float = 1.0) -> None:
+    """Raise unless every feature has a lattice coordinate that int32 holds and the dtype resolves.
+
+    Beyond 2²⁰ lattice steps, float32 no longer tells the positions within one lattice cell apart; in
+    float64 the limit is that of int32.
+
+    Args:
+        name: The argument's name, for the message.
+        features: (N, d).
+        scale: Lattice coordinates for one unit of feature.
+        spread: How many features of the largest magnitude can add up in one coordinate.
+
+    Raises:
+        CoordinateRangeError: Naming the point and the axis.
+    """
+    if features.numel() == 0:
+        return
+    limit = 2.0**20 if features.dtype == torch.float32 else 2.0**30
+    bound = limit / (scale * spread)
+    magnitude = features.detach().abs()
+    if float(magnitude.max()) <= bound:
+        return
+    point = int(torch.nonzero(magnitude.amax(1) > bound)[0])
+    axis = int(magnitude[point].argmax())
+    advice = ", or use float64" if features.dtype == torch.float32 else ""
+    raise CoordinateRangeError(
+        f"`{name}[{point}, {axis}]` is {features[point, axis].item():.6g} standard deviations from the "
+        f"origin, beyond the ±{bound:.6g} whose lattice coordinates {features.dtype} can hold; "
+        f"divide axis {axis} by a larger sigma, or centre the features{advice}",
+        point,
+        axis,
+    )

@@ -1,0 +1,174 @@
+"""The filter as a product of sparse matrices, K = c · S B_A … B_1 Sᵀ.
+
+`S` (N × V) interpolates at the points from the vertices around them, `Sᵀ` splats the points onto the
+vertices, and the B_a blur along the axes of the lattice. A choice of lattice is a choice of S, B and c;
+everything else is here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxel.blur import AxisBlur, grow
+from voxel.checks import check_matrix, check_same_kind
+from voxel.coordinate_index import CoordinateIndex, unique_rows
+from voxel.filter_operator import FilterOperator
+from voxel.sparse_matrix import SparseMatrix
+
+__all__ = ["Cells", "SplatBlurSlice"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The lattice cells (simplices or cubes) that points lie in, each once.
+
+    Attributes:
+        corners: (M, P, D) integer coordinates of the P corners of the M distinct cells, batch first if any.
+        cell: (N,) int64 the cell of each point.
+        weights: (N, P) interpolation weights of each point's corners; they sum to 1.
+        shape: (M, …) whatever else the lattice wants to remember of each cell.
+    """
+
+    corners: Tensor
+    cell: Tensor
+    weights: Tensor
+    shape: Tensor
+
+
+class SplatBlurSlice(FilterOperator):
+    """The sparse-lattice filter; see `lattice.PermutohedralLattice` and `voxel.VoxelGrid`.
+
+    Args:
+        features: (N, d), already divided by their standard deviations.
+        batch: (N,) batch index of each point, or None.
+        axes: (A, D) the integer steps along which the lattice is blurred, batch column included.
+        order: Rounds of blur along each axis.
+        halo: Rings of neighbours added around the occupied vertices.
+        constant: c, which makes K approximate the true sum.
+    """
+
+    interpolation: SparseMatrix  # S, (N, V)
+    blurs: Sequence[SparseMatrix]  # B_1 … B_A, each (V, V)
+
+    def __init__(
+        self,
+        features: Tensor,
+        batch: Tensor | None,
+        *,
+        axes: Tensor,
+        order: int,
+        halo: int,
+        constant: float,
+    ) -> None:
+        super().__init__(features, batch)
+        if constant > torch.finfo(features.dtype).max:
+            advice = "use float64, or fewer" if features.dtype == torch.float32 else "use fewer"
+            raise ValueError(
+                f"`features` has d = {features.shape[1]} dimensions, for which the constant that makes the "
+                f"filter approximate the sum is beyond {features.dtype}; {advice} dimensions"
+            )
+        self.order, self.halo, self.constant = order, halo, constant
+        self.cells = self._cells("features", features, batch)
+        corners = self.cells.corners
+        occupied, vertex = unique_rows(corners.reshape(-1, corners.shape[-1]))
+        if halo:
+            self.index = CoordinateIndex(grow(occupied, axes, halo))
+            vertex = self.index.lookup(occupied)[vertex]
+        else:
+            self.index = CoordinateIndex(occupied)
+        #: (M, P) the vertex at each corner of each cell.
+        self.cell_vertices = vertex.reshape(corners.shape[:2])
+        self.interpolation = SparseMatrix.from_rows(
+            self.cell_vertices[self.cells.cell], self.cells.weights, self.num_vertices
+        )
+        self.axis_blurs = [AxisBlur.along(self.index, axis, order, features.dtype) for axis in axes]
+        self.blurs = [axis_blur.matrix() for axis_blur in self.axis_blurs]
+
+    @abstractmethod
+    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> Cells:
+        """Find the cell of each point and its interpolation weights; `name` is for messages."""
+
+    @property
+    def num_vertices(self) -> int:
+        """V, the number of lattice vertices stored."""
+        return len(self.index)
+
+    def splat(self, values: Tensor) -> Tensor:
+        """Spread (N, C) values of the points onto the vertices: Sᵀ v, (V, C)."""
+        check_matrix("values", values, "(N, C)", rows=self.num_points)
+        check_same_kind("values", values, "features", self.features)
+        return self.interpolation.transposed_product(values)
+
+    def blur(self, vertex_values: Tensor) -> Tensor:
+        """Blur (V, C) values of the vertices along every axis in turn: B_A … B_1 x, (V, C)."""
+        self._check_vertex_values(vertex_values)
+        return self._blur(vertex_values)
+
+    def slice(
+        self, vertex_values: Tensor, query: Tensor | None = None, query_batch: Tensor | None = None
+    ) -> Tensor:
+        """Interpolate (V, C) values of the vertices at the points, S x: (N, C), or at `query`: (M, C).
+
+        Corners that are not stored count as zero, so a query outside the occupied lattice gets zeros.
+        """
+        self._check_vertex_values(vertex_values)
+        if query is None:
+            self._refuse_batch_alone(query_batch)
+            return self.interpolation.product(vertex_values)
+        return self._target_matrix(self._checked_target(query, query_batch)).product(vertex_values)
+
+    def _check_vertex_values(self, vertex_values: Tensor) -> None:
+        check_matrix("vertex_values", vertex_values, "(V, C)", rows=self.num_vertices)
+        check_same_kind("vertex_values", vertex_values, "features", self.features)
+
+    def _blur(self, vertex_values: Tensor) -> Tensor:
+        for blur in self.blurs:
+            vertex_values = blur.product(vertex_values)
+        return vertex_values
+
+    def _apply(self, values: Tensor, target: object) -> Tensor:
+        matrix = self.interpolation if target is None else self._target_matrix(target)
+        blurred = self._blur(self.interpolation.transposed_product(values))
+        return matrix.product(blurred * self.constant)
+
+    def _target(self, query: Tensor, query_batch: Tensor | None) -> SparseMatrix:
+        cells = self._cells("query", query, query_batch)
+        corners = cells.corners
+        vertex = self.index.lookup(corners.reshape(-1, corners.shape[-1])).reshape(corners.shape[:2])
+        return SparseMatrix.from_rows(vertex[cells.cell], cells.weights, self.num_vertices)
+
+    @staticmethod
+    def _target_matrix(target: object) -> SparseMatrix:
+        if not isinstance(target, SparseMatrix):
+            raise TypeError(f"expected a sparse matrix of interpolation weights, got {type(target).__name__}")
+        return target
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.num_points} points, {self.num_vertices} vertices, "
+            f"d={self.dimension}, order={self.order}, halo={self.halo})"
+        )
+
+
+def power(base: float, exponent: float) -> float:
+    """Return base^exponent, infinity where it overflows."""
+    logarithm = exponent * math.log(base)
+    return base**exponent if logarithm < 700 else math.inf
+
+
+def with_batch(coordinates: Tensor, batch: Tensor | None) -> Tensor:
+    """Put the batch index in front of (N, D) coordinates: (N, 1 + D), or as they are without a batch."""
+    if batch is None:
+        return coordinates
+    return torch.cat([batch.to(coordinates.dtype)[:, None], coordinates], 1)
+
+
+def axis_steps(steps: Tensor, batch: Tensor | None) -> Tensor:
+    """Put a zero in front of (A, D) steps if coordinates start with a batch index."""
+    return steps if batch is None else torch.nn.functional.pad(steps, (1, 0))
