@@ -1,0 +1,167 @@
+"""Pictures of labels and of the energy, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["energy_plot", "overlay", "palette"]
+
+# Okabe and Ito's colours, which people with colour-blindness tell apart too, most distant neighbours first.
+_FIRST = np.array(
+    [
+        (0, 114, 178),
+        (230, 159, 0),
+        (0, 158, 115),
+        (213, 94, 0),
+        (204, 121, 167),
+        (86, 180, 233),
+        (240, 228, 66),
+    ],
+    dtype=np.uint8,
+)
+_STEPS = 16
+_DARKEST = 0.3  # OKLab lightness: darker ones pass for black on a screen
+_MOST = 4096
+
+
+def palette(num_labels: int) -> NDArray[np.uint8]:
+    """Return a colour for each label, as different from one another as they can be.
+
+    After the first seven, each is the colour farthest from black, which stands for unknown, and from all
+    before it, so that a longer palette begins with a shorter one. They repeat after 4,096.
+
+    Args:
+        num_labels: K, 0 or more.
+
+    Returns:
+        (K, 3) uint8 RGB; the same on every call.
+
+    Raises:
+        ValueError: If `num_labels` is negative.
+
+    Reference: Okabe and Ito, Color Universal Design, 2008; Ottosson, A perceptual color space for image
+    processing (OKLab), 2020, in which distances are measured.
+    """
+    if num_labels < 0:
+        raise ValueError(f"`num_labels` must be at least 0, got {num_labels}")
+    count = min(num_labels, _MOST)
+    levels = np.linspace(0, 255, _STEPS + 1).round().astype(np.uint8)
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    places = _oklab(candidates)
+    bright = places[:, 0] > _DARKEST
+    candidates, places = candidates[bright], places[bright]
+    distance = np.full(len(candidates), np.inf)
+    for place in _oklab(np.concatenate([np.zeros((1, 3), np.uint8), _FIRST])):
+        np.minimum(distance, np.square(places - place).sum(1), out=distance)
+    colours = list(_FIRST[:count])
+    while len(colours) < count:
+        farthest = int(distance.argmax())
+        colours.append(candidates[farthest])
+        np.minimum(distance, np.square(places - places[farthest]).sum(1), out=distance)
+    found = np.array(colours, dtype=np.uint8).reshape(-1, 3)
+    return found[np.arange(num_labels) % max(count, 1)]
+
+
+def _oklab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Convert (N, 3) sRGB to OKLab, where distances match what the eye sees."""
+    encoded = colours / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    to_cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    to_lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    lab: NDArray[np.float64] = np.cbrt(linear @ to_cones.T) @ to_lab.T
+    return lab
+
+
+def overlay(
+    photo: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    colours: NDArray[np.uint8],
+    opacity: float = 0.5,
+) -> NDArray[np.uint8]:
+    """Lay the labels' colours over a photo.
+
+    Args:
+        photo: (H, W, 3) uint8.
+        labels: (H, W) integers, 0 … K-1; where -1, unknown, the photo stays as it is.
+        colours: (K, 3) uint8.
+        opacity: Of the colours: 0 shows the photo alone, 1 the colours alone.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ValueError: If shapes do not match, a label has no colour, or `opacity` is not between 0 and 1.
+    """
+    if photo.ndim != 3 or photo.shape[2] != 3 or labels.shape != photo.shape[:2]:
+        raise ValueError(
+            f"`photo` must have shape (H, W, 3) and `labels` (H, W), got {photo.shape} and {labels.shape}"
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must lie between 0 and 1, got {opacity}")
+    if labels.size and not -1 <= int(labels.min()) <= int(labels.max()) < len(colours):
+        raise ValueError(
+            f"`labels` must lie from -1 to {len(colours) - 1}, as there are {len(colours)} colours, got "
+            f"{int(labels.min())} to {int(labels.max())}"
+        )
+    result = photo.copy()
+    known = labels >= 0
+    share = np.float32(opacity)
+    tinted = photo[known] * (1 - share) + colours[labels[known]] * share
+    result[known] = np.rint(tinted).astype(np.uint8)
+    return result
+
+
+def energy_plot(energy: Sequence[float] | NDArray[Any], kl: Sequence[float] | NDArray[Any]) -> Figure:
+    """Plot how the energy and the objective of mean field go down.
+
+    Args:
+        energy: (iterations + 1,) expected energy, before and after each iteration.
+        kl: (iterations + 1,) KL(Q‖P) - log Z.
+
+    Returns:
+        A matplotlib figure that needs no display; `figure.savefig(file)` writes it.
+
+    Raises:
+        ValueError: If the two differ in length or are empty.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if len(energy) != len(kl) or len(energy) == 0:
+        raise ValueError(
+            f"`energy` and `kl` must have one entry an iteration each, got {len(energy)} and {len(kl)}"
+        )
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for values, name, colour in (
+        (energy, "expected energy E", _FIRST[0]),
+        (kl, "objective KL(Q‖P) − log Z", _FIRST[3]),
+    ):
+        axes.plot(values, marker="o", markersize=4, label=name, color=tuple(colour / 255))
+    axes.set_xlabel("iterations of mean field")
+    axes.set_ylabel("nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
