@@ -149,8 +149,8 @@ class DenseCRF(nn.Module):
             ValueError: If shapes or devices do not match, an entry is not finite, or a sigma is so small
                 that the lattice's coordinates overflow.
         """
-        result = self.infer(logits, guide)
-        return result.marginals if self.output == "marginals" else result.logits
+        result = self.infer(logits, guide, return_logits=self.output == "logits")
+        return result.marginals if result.logits is None else result.logits
 
     def infer(
         self,
@@ -158,6 +158,7 @@ class DenseCRF(nn.Module):
         guide: Tensor,
         *,
         track: bool = False,
+        return_logits: bool = True,
         progress: Callable[[int], object] | None = None,
     ) -> MeanFieldResult:
         """Refine as `forward` does, and return all that mean field knows.
@@ -166,6 +167,7 @@ class DenseCRF(nn.Module):
             logits: (B, K, H, W), as in `forward`.
             guide: (B, c, H, W), as in `forward`.
             track: Whether to compute the energy and the objective of each iteration, summed over the batch.
+            return_logits: Whether the result has logits, which take as much memory as the marginals.
             progress: Called with the number of iterations done, after each.
 
         Returns:
@@ -184,13 +186,15 @@ class DenseCRF(nn.Module):
             exclude_self=self.exclude_self,
             tolerance=self.tolerance,
             track=track,
+            return_logits=return_logits,
             progress=progress,
         )
-        marginals, updated = (
-            values.view(batch, height, width, labels).permute(0, 3, 1, 2)
-            for values in (result.marginals, result.logits)
-        )
-        return replace(result, marginals=marginals, logits=updated)
+
+        def images(rows: Tensor) -> Tensor:
+            return rows.view(batch, height, width, labels).permute(0, 3, 1, 2)
+
+        updated = None if result.logits is None else images(result.logits)
+        return replace(result, marginals=images(result.marginals), logits=updated)
 
     def _checked(self, logits: Tensor, guide: Tensor) -> Tensor:
         """Validate both inputs and return the guide in the logits' dtype."""

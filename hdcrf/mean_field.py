@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hdcrf.compatibility import Compatibility
 from hdcrf.pairwise import PairwiseKernel
@@ -30,7 +31,7 @@ from hdcrf.pairwise import PairwiseKernel
 __all__ = ["MeanFieldResult", "mean_field"]
 
 _VECTOR_LABELS = 16
-_STRIP_ELEMENTS = 1 << 19
+_STRIP_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class MeanFieldResult:
 
     Attributes:
         marginals: (P, K), or as its caller reshaped it: the distributions Q.
-        logits: The same shape: their logarithms, up to a constant for each point.
+        logits: The same shape: their logarithms, up to a constant for each point; None if not asked for.
         iterations: How many iterations ran.
         energy: (iterations + 1,) float64: the expected energy under Q, before and after each iteration;
             None unless asked for.
@@ -47,7 +48,7 @@ class MeanFieldResult:
     """
 
     marginals: Tensor
-    logits: Tensor
+    logits: Tensor | None
     iterations: int
     energy: Tensor | None = None
     kl: Tensor | None = None
@@ -62,6 +63,7 @@ def mean_field(
     exclude_self: bool = True,
     tolerance: float | None = None,
     track: bool = False,
+    return_logits: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> MeanFieldResult:
     """Run mean field.
@@ -74,6 +76,7 @@ def mean_field(
         exclude_self: Whether the message leaves out what each point sends itself.
         tolerance: Stop when no marginal changed by more than this in an iteration.
         track: Whether to compute the energy and the objective, at the price of one more message.
+        return_logits: Whether the result has logits, which take as much memory as the marginals.
         progress: Called with the number of iterations done, after each.
 
     Returns:
@@ -92,7 +95,8 @@ def mean_field(
         return total if own is None else total.addcmul_(own[points], marginals[points], value=-1)
 
     strips = _strips(logits, kernels)
-    marginals, updated = softmax(logits), logits
+    marginals = softmax(logits)
+    updated: Tensor | None = logits if return_logits else None
     spare = torch.empty_like(marginals) if len(strips) > 1 else None
     energies = []
     done = 0
@@ -105,13 +109,13 @@ def mean_field(
             updated = logits + compatibility.reward(message(gathered, previous, strips[0]))
             marginals = softmax(updated)
         else:
-            keep = tolerance is not None or iteration == iterations - 1
+            keep = return_logits and (tolerance is not None or iteration == iterations - 1)
             if keep and updated is logits:
                 updated = torch.empty_like(logits)
             for strip in strips:
                 part = compatibility.reward(message(gathered, previous, strip)).add_(logits[strip])
                 softmax(part, out=spare[strip])
-                if keep:
+                if keep and updated is not None:
                     updated[strip] = part
             marginals, spare = spare, previous
         done += 1
@@ -121,6 +125,7 @@ def mean_field(
             change = (marginals.detach() - previous.detach()).abs().max()
             if float(change) <= tolerance:
                 break
+    updated = updated if return_logits else None
     if not track:
         return MeanFieldResult(marginals, updated, done)
     gathered = [kernel.gather(marginals) for kernel in kernels]
@@ -147,13 +152,11 @@ def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the softmax over the last dimension of (P, K) logits, in `out` if that is given."""
     labels = logits.shape[1]
     if labels >= _VECTOR_LABELS or logits.device.type != "cpu":
-        result: Tensor = torch.softmax(logits, 1, out=out)
-        return result
-    # PyTorch's CPU softmax runs label by label over rows shorter than a vector register: avoid it.
+        return torch.softmax(logits, 1, out=out)
     if labels == 2:
         return torch.sigmoid(logits - logits.flip(1), out=out)
-    padding = (0, _VECTOR_LABELS - labels)
-    padded = torch.nn.functional.pad(logits, padding, value=-torch.inf)
+    # PyTorch's CPU softmax runs label by label over rows shorter than a vector register: lengthen them.
+    padded = functional.pad(logits, (0, _VECTOR_LABELS - labels), value=-torch.inf)
     narrow = torch.softmax(padded, 1)[:, :labels]
     return narrow.contiguous() if out is None else out.copy_(narrow)
 

@@ -118,8 +118,10 @@ class LatticeKernel(PairwiseKernel):
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Slice at some of the points."""
-        whole = points == slice(0, self._slice.shape[0])
-        result = (self._slice if whole else self._slice.rows(points)).product(gathered)
+        if points == slice(0, self._slice.shape[0]):
+            result = self._slice.product(gathered)
+        else:
+            result = self._slice.product_rows(gathered, points)
         return result if total is None else total.add_(result)
 
     def diagonal(self) -> Tensor:
@@ -151,6 +153,7 @@ class SmoothnessKernel(PairwiseKernel):
     ) -> None:
         self._shape = shape
         self.grid = shape[1] * shape[2], shape[2]
+        self._scratch: Tensor | None = None
         self._weight = weight
         # A window wider than the image sees no more of it.
         radius = min(math.ceil(truncate * float(sigma.detach())), max(shape[1:]))
@@ -189,7 +192,7 @@ class SmoothnessKernel(PairwiseKernel):
 
         values = gathered[seen]
         if self._right is not None:
-            values = values * self._right[seen, None]
+            values = self._multiply(values, self._right[seen, None])
         # A view in channels-last order, in which depthwise convolutions run fastest.
         images = values.view(batch, high - low, width, channels).permute(0, 3, 1, 2)
         above, below = radius - (first - low), radius - (high - last)
@@ -204,6 +207,14 @@ class SmoothnessKernel(PairwiseKernel):
         if total is None:
             return result if self._left is None else result * self._left[points, None]
         return total.add_(result) if self._left is None else total.addcmul_(result, self._left[points, None])
+
+    def _multiply(self, values: Tensor, factor: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return values * factor
+        # In the same memory for each strip: to map fresh pages costs more than to multiply.
+        if self._scratch is None or self._scratch.numel() < values.numel():
+            self._scratch = values.new_empty(values.numel())
+        return torch.mul(values, factor, out=self._scratch[: values.numel()].view(values.shape))
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""

@@ -57,7 +57,10 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
             f"`probabilities` must sum to 1 over the labels (axis {dim}), got sums from {low:.6g} to "
             f"{high:.6g}; divide by the sum, or check that the labels lie along axis {dim}"
         )
-    return torch.log((probabilities / sums).clamp_min(floor))
+    normalized = probabilities / sums
+    if probabilities.requires_grad:
+        return normalized.clamp_min(floor).log()
+    return normalized.clamp_min_(floor).log_()
 
 
 def logits_from_labels(

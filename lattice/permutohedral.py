@@ -85,7 +85,7 @@ class PermutohedralLattice(SplatBlurSlice):
         distinct_base, distinct_rank = distinct[:, ahead:-dimension], distinct[:, -dimension:]
         corners = corner_coordinates(distinct_base, distinct_rank)
         if batch is not None:
-            corners = torch.cat([distinct[:, None, :1].expand(-1, dimension + 1, -1), corners], 2)
+            corners = torch.cat([distinct[:, :1].expand(dimension + 1, -1, -1), corners], 2)
         # The ranks are a permutation of 0 … d: the last one is what is left of their sum.
         last = dimension * (dimension + 1) // 2 - distinct_rank.sum(1, keepdim=True)
         return Cells(corners, cell, weights, torch.cat([distinct_rank, last], 1))

@@ -21,6 +21,9 @@ from torch import Tensor
 
 __all__ = ["barycentric_weights", "corner_coordinates", "enclosing_simplex"]
 
+# Half-way through the computation, ranks lie from -d to 2d.
+_LARGEST_BYTE_SIZE = 41
+
 
 def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
     """Find the simplex around each point.
@@ -30,7 +33,7 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         base: (d+1, N) int32, the multiples b; each column sums to zero.
-        rank: (d+1, N) int16, each column a permutation of 0 … d.
+        rank: (d+1, N) int8 (int16 in more than 40 dimensions), each column a permutation of 0 … d.
     """
     size = elevated.shape[0]
     base = torch.round(elevated / size)
@@ -38,19 +41,22 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
     base = base.to(torch.int32)
     excess = base.sum(0, dtype=torch.int32)
 
-    rank = torch.zeros(elevated.shape, dtype=torch.int16, device=elevated.device)
+    integer = torch.int8 if size <= _LARGEST_BYTE_SIZE else torch.int16
+    # Each one behind all that follow it, to begin with; then every pair is put in its order.
+    first_ranks = torch.arange(size - 1, -1, -1, dtype=integer, device=elevated.device)
+    rank = first_ranks[:, None].repeat(1, elevated.shape[1])
     for i in range(size - 1):
         for j in range(i + 1, size):
-            first_is_larger = difference[i] >= difference[j]
+            first_is_larger = (difference[i] >= difference[j]).view(torch.int8)
             rank[j] += first_is_larger
-            rank[i] += ~first_is_larger
+            rank[i] -= first_is_larger
 
     # Where the b sum to s ≠ 0, the s coordinates that were rounded up the most go down by one (up, for
     # s < 0), and by that move to the other end of the ranking.
-    rank += excess.to(torch.int16)
+    rank += excess.to(integer)
     below, above = rank < 0, rank >= size
     base += below.to(torch.int32) - above.to(torch.int32)
-    rank += size * (below.to(torch.int16) - above.to(torch.int16))
+    rank += size * (below.to(integer) - above.to(integer))
     return base, rank
 
 
@@ -72,12 +78,13 @@ def corner_coordinates(base: Tensor, rank: Tensor) -> Tensor:
 
     Args:
         base: (M, d) int32, the first d multiples b of each simplex.
-        rank: (M, d) int16, the first d ranks of each simplex.
+        rank: (M, d) integers, the first d ranks of each simplex.
 
     Returns:
-        (M, d+1, d) int32; corner k has the remainder k.
+        (d+1, M, d) int32; corner k has the remainder k.
     """
     size = base.shape[1] + 1
     remainder = torch.arange(size, dtype=torch.int32, device=base.device)[:, None]
-    wraps = rank[:, None, :] > (size - 1 - remainder)
-    return size * (base[:, None, :] - wraps.to(torch.int32)) + remainder
+    # Computed as (d, d+1, M), so that the long dimension is the one that runs fastest.
+    wraps = rank.T[:, None, :] > (size - 1 - remainder)
+    return (size * (base.T[:, None, :] - wraps.to(torch.int32)) + remainder).permute(1, 2, 0)

@@ -28,7 +28,7 @@ def geometry(features, order=1):
     elevated = elevate(features, order)
     base, rank = enclosing_simplex(elevated)
     weights = barycentric_weights(elevated, base, rank)
-    corners = corner_coordinates(base[:-1].T, rank[:-1].T)
+    corners = corner_coordinates(base[:-1].T, rank[:-1].T).transpose(0, 1)
     corners = torch.cat([corners, -corners.sum(2, keepdim=True)], 2)
     return elevated.T, weights, corners, base, rank
 

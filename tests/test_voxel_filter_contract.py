@@ -289,7 +289,7 @@ class TestOddShapes:
 
     def test_points_on_cell_borders(self, device, make):
         features = torch.cartesian_prod(*[torch.arange(-2.0, 3.0, dtype=torch.float64)] * 2).to(device)
-        for scale in (0.0, 1.0, 0.5, make(features).cells.corners.shape[1] ** 0.5):
+        for scale in (0.0, 1.0, 0.5, make(features).cells.corners.shape[0] ** 0.5):
             operator = make(features * scale)
             assert dense(operator).isfinite().all()
             close(operator.diagonal(), dense(operator).diagonal())

@@ -41,9 +41,12 @@ class _LinearKey:
             self.multipliers = (draws | 1).tolist()
 
     def __call__(self, coordinates: Tensor) -> Tensor:
-        key = torch.zeros(coordinates.shape[0], dtype=torch.int64, device=coordinates.device)
-        for j, (multiplier, origin) in enumerate(zip(self.multipliers, self.origin, strict=True)):
-            key += (coordinates[:, j].to(torch.int64) - origin) * multiplier
+        pairs = zip(self.multipliers, self.origin, strict=True)
+        offset = -sum(multiplier * origin for multiplier, origin in pairs)
+        offset = (offset + 2**63) % 2**64 - 2**63  # as int64 wraps around
+        key = torch.full(coordinates.shape[:1], offset, dtype=torch.int64, device=coordinates.device)
+        for j, multiplier in enumerate(self.multipliers):
+            key.add_(coordinates[:, j], alpha=multiplier)
         return key
 
 
@@ -66,7 +69,7 @@ def unique_rows(coordinates: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(coordinates.shape[0], device=coordinates.device)
         # Rows that share a key are equal, so whichever of them ends up as the representative will do.
         representative = torch.empty_like(distinct).scatter_(0, inverse, rows)
-        unique = coordinates.index_select(0, representative)
+        unique = coordinates.T.index_select(1, representative).T  # column by column, as they are stored
         if key.exact or bool((unique.index_select(0, inverse) == coordinates).all()):
             return unique, inverse
     raise RuntimeError(f"{_HASH_ATTEMPTS} independent 64-bit hashes of the coordinates collided")

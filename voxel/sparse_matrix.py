@@ -32,6 +32,11 @@ def sparse_product(
     """Return M v, or Mᵀ v if `transpose`, for a sparse M; differentiable in `values` and `weights`."""
     if transpose:
         weights, row_pointers, columns = transposed_weights, transposed_row_pointers, transposed_columns
+    return _segment_sums(values, weights, row_pointers, columns)
+
+
+def _segment_sums(values: Tensor, weights: Tensor, row_pointers: Tensor, columns: Tensor) -> Tensor:
+    """Return Σ_e weights[e] values[columns[e]] over the entries e of each row."""
     if columns.numel() == 0 or values.numel() == 0:
         return values.new_zeros((row_pointers.numel() - 1, values.shape[1]))
     sums: Tensor = torch.embedding_bag(
@@ -190,6 +195,13 @@ class SparseMatrix:
         return self._product(values, transpose=True)
 
     def _product(self, values: Tensor, transpose: bool) -> Tensor:
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            # What the operation does, without the cost of dispatching to it.
+            if transpose:
+                entries = self.transposed_weights, self.transposed_row_pointers, self.transposed_columns
+            else:
+                entries = self.weights, self.row_pointers, self.columns
+            return _segment_sums(values, *entries)
         result: Tensor = sparse_product(
             values,
             self.weights,
@@ -202,20 +214,12 @@ class SparseMatrix:
         )
         return result
 
-    def rows(self, rows: slice) -> SparseMatrix:
-        """Return some successive rows, without gradient and without a transpose: only `product` will do."""
+    @torch.no_grad()
+    def product_rows(self, values: Tensor, rows: slice) -> Tensor:
+        """Return some successive rows of M v, without gradient."""
         pointers = self.row_pointers[rows.start : rows.stop + 1]
         entries = slice(int(pointers[0]), int(pointers[-1]))
-        nothing = self.columns[:0]
-        return SparseMatrix(
-            shape=(pointers.numel() - 1, self.shape[1]),
-            weights=self.weights[entries].detach(),
-            row_pointers=pointers - pointers[0],
-            columns=self.columns[entries],
-            transposed_weights=self.weights[:0].detach(),
-            transposed_row_pointers=nothing,
-            transposed_columns=nothing,
-        )
+        return _segment_sums(values, self.weights[entries], pointers - pointers[0], self.columns[entries])
 
     def scale_rows(self, scale: Tensor) -> SparseMatrix:
         """Return diag(scale) M for a (R,) `scale`; differentiable in both."""

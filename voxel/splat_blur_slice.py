@@ -29,7 +29,7 @@ class Cells:
     """The lattice cells (simplices or cubes) that points lie in, each once.
 
     Attributes:
-        corners: (M, P, D) integer coordinates of the P corners of the M distinct cells, batch first if any.
+        corners: (P, M, D) integer coordinates of the P corners of the M distinct cells, batch first if any.
         cell: (N,) int64 the cell of each point.
         weights: (N, P) interpolation weights of each point's corners; they sum to 1.
         shape: (M, …) whatever else the lattice wants to remember of each cell.
@@ -76,14 +76,14 @@ class SplatBlurSlice(FilterOperator):
         self.order, self.halo, self.constant = order, halo, constant
         self.cells = self._cells("features", features, batch)
         corners = self.cells.corners
-        occupied, vertex = unique_rows(corners.reshape(-1, corners.shape[-1]))
+        occupied, vertex = unique_rows(corners.flatten(0, 1))
         if halo:
             self.index = CoordinateIndex(grow(occupied, axes, halo))
             vertex = self.index.lookup(occupied)[vertex]
         else:
             self.index = CoordinateIndex(occupied)
         #: (M, P) the vertex at each corner of each cell.
-        self.cell_vertices = vertex.reshape(corners.shape[:2])
+        self.cell_vertices = vertex.reshape(corners.shape[:2]).T.contiguous()
         self.interpolation = SparseMatrix.from_rows(
             self.cell_vertices[self.cells.cell], self.cells.weights, self.num_vertices
         )
@@ -140,7 +140,7 @@ class SplatBlurSlice(FilterOperator):
     def _target(self, query: Tensor, query_batch: Tensor | None) -> SparseMatrix:
         cells = self._cells("query", query, query_batch)
         corners = cells.corners
-        vertex = self.index.lookup(corners.reshape(-1, corners.shape[-1])).reshape(corners.shape[:2])
+        vertex = self.index.lookup(corners.flatten(0, 1)).reshape(corners.shape[:2]).T
         return SparseMatrix.from_rows(vertex[cells.cell], cells.weights, self.num_vertices)
 
     @staticmethod

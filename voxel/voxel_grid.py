@@ -113,7 +113,7 @@ class VoxelGrid(SplatBlurSlice):
         lowest = torch.floor(scaled.detach())
         distinct, cell = unique_rows(with_batch(lowest.to(torch.int32), batch))
         if not self.linear:
-            return Cells(distinct[:, None], cell, torch.ones_like(features[:, :1]), distinct)
+            return Cells(distinct[None], cell, torch.ones_like(features[:, :1]), distinct)
         fraction = scaled - lowest
         ways = list(itertools.product((0, 1), repeat=features.shape[1]))
         bits = torch.tensor(ways, dtype=torch.int32, device=features.device)  # (P, d)
@@ -121,7 +121,7 @@ class VoxelGrid(SplatBlurSlice):
         for axis in range(features.shape[1]):
             part = fraction[:, axis : axis + 1]
             weights = (weights[:, :, None] * torch.stack([1 - part, part], 2)).flatten(1)
-        return Cells(distinct[:, None] + axis_steps(bits, batch), cell, weights, distinct)
+        return Cells(distinct + axis_steps(bits, batch)[:, None], cell, weights, distinct)
 
     def diagonal(self) -> Tensor:
         """Return the exact diagonal of K, (N,): what each point gets back of its own value.
