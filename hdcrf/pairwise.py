@@ -36,7 +36,10 @@ class PairwiseKernel(ABC):
 
     @abstractmethod
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
-        """Return the rows `points` of w · L K R v in a new tensor, or added to `total`, in place."""
+        """Return the rows `points` of w · L K R v in a new tensor, or added to `total`, in place.
+
+        Differentiable for all points together; some of them are for inference, under `torch.no_grad()`.
+        """
 
     @abstractmethod
     def diagonal(self) -> Tensor:
@@ -180,41 +183,46 @@ class SmoothnessKernel(PairwiseKernel):
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Convolve; `points` are all of them, or whole rows of one image."""
         batch, height, width = self._shape
-        channels, radius = gathered.shape[1], self._radius
-        first, last, image = 0, height, 0  # rows to return of the image in which the points lie
-        if points.stop - points.start < batch * height * width:
-            batch = 1
-            image, first = divmod(points.start // width, height)
-            last = first + (points.stop - points.start) // width
-        low, high = max(0, first - radius), min(height, last + radius)
-        start = (image * height + low) * width
-        seen = slice(start, start + (batch - 1) * height * width + (high - low) * width)
-
-        values = gathered[seen]
-        if self._right is not None:
-            values = self._multiply(values, self._right[seen, None])
-        # A view in channels-last order, in which depthwise convolutions run fastest.
-        images = values.view(batch, high - low, width, channels).permute(0, 3, 1, 2)
-        above, below = radius - (first - low), radius - (high - last)
-        if above != below:
-            images = functional.pad(images, (0, 0, above, below))
-            above = 0
+        channels = gathered.shape[1]
+        if points.stop - points.start == batch * height * width:
+            values = gathered if self._right is None else gathered * self._right[:, None]
+            images, above = values.view(batch, height, width, channels), self._radius
+        else:
+            images, above = self._strip(gathered, points).view(1, -1, width, channels), 0
         vertical = self._taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
         horizontal = (self._taps * self._weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        # A view in channels-last order, in which depthwise convolutions run fastest.
+        images = images.permute(0, 3, 1, 2)
         images = functional.conv2d(images, vertical, padding=(above, 0), groups=channels)
-        images = functional.conv2d(images, horizontal, padding=(0, radius), groups=channels)
+        images = functional.conv2d(images, horizontal, padding=(0, self._radius), groups=channels)
         result = images.permute(0, 2, 3, 1).reshape(-1, channels)
         if total is None:
             return result if self._left is None else result * self._left[points, None]
-        return total.add_(result) if self._left is None else total.addcmul_(result, self._left[points, None])
+        if self._left is None:
+            return total.add_(result)
+        return total.addcmul_(result, self._left[points, None])
 
-    def _multiply(self, values: Tensor, factor: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return values * factor
-        # In the same memory for each strip: to map fresh pages costs more than to multiply.
-        if self._scratch is None or self._scratch.numel() < values.numel():
-            self._scratch = values.new_empty(values.numel())
-        return torch.mul(values, factor, out=self._scratch[: values.numel()].view(values.shape))
+    def _strip(self, values: Tensor, points: slice) -> Tensor:
+        """Return R v at the rows of pixels that `points` cover and a radius around, zero outside the image."""
+        _, height, width = self._shape
+        image, first = divmod(points.start // width, height)
+        last = first + (points.stop - points.start) // width
+        low, high = max(0, first - self._radius), min(height, last + self._radius)
+        needed = (last - first + 2 * self._radius) * width
+        # In the same memory for each strip: to map fresh pages costs more than to fill them.
+        shape = (needed, values.shape[1])
+        if self._scratch is None or self._scratch.shape[0] < needed or self._scratch.shape[1] != shape[1]:
+            self._scratch = values.new_empty(shape)
+        strip = self._scratch[:needed]
+        inside = slice((low - first + self._radius) * width, (high - first + self._radius) * width)
+        strip[: inside.start].zero_()
+        strip[inside.stop :].zero_()
+        seen = slice((image * height + low) * width, (image * height + high) * width)
+        if self._right is None:
+            strip[inside] = values[seen]
+        else:
+            torch.mul(values[seen], self._right[seen, None], out=strip[inside])
+        return strip
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""

@@ -22,6 +22,7 @@ __all__ = [
 
 UNKNOWN = -1
 _SUM_TOLERANCE = 0.01
+_SUM_ROUNDING = 1e-6  # sums this close to 1 are left as they are
 
 
 def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: float = 1e-6) -> Tensor:
@@ -57,10 +58,9 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
             f"`probabilities` must sum to 1 over the labels (axis {dim}), got sums from {low:.6g} to "
             f"{high:.6g}; divide by the sum, or check that the labels lie along axis {dim}"
         )
-    normalized = probabilities / sums
-    if probabilities.requires_grad:
-        return normalized.clamp_min(floor).log()
-    return normalized.clamp_min_(floor).log_()
+    if probabilities.requires_grad or max(1 - low, high - 1) > _SUM_ROUNDING:
+        probabilities = probabilities / sums
+    return probabilities.clamp_min(floor).log()
 
 
 def logits_from_labels(

@@ -69,7 +69,7 @@ def unique_rows(coordinates: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.arange(coordinates.shape[0], device=coordinates.device)
         # Rows that share a key are equal, so whichever of them ends up as the representative will do.
         representative = torch.empty_like(distinct).scatter_(0, inverse, rows)
-        unique = coordinates.T.index_select(1, representative).T  # column by column, as they are stored
+        unique = torch.stack([column[representative] for column in coordinates.unbind(1)]).T
         if key.exact or bool((unique.index_select(0, inverse) == coordinates).all()):
             return unique, inverse
     raise RuntimeError(f"{_HASH_ATTEMPTS} independent 64-bit hashes of the coordinates collided")
