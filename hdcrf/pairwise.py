@@ -203,17 +203,17 @@ class SmoothnessKernel(PairwiseKernel):
         return total.addcmul_(result, self._left[points, None])
 
     def _strip(self, values: Tensor, points: slice) -> Tensor:
-        """Return R v at the rows of pixels that `points` cover and a radius around, zero outside the image."""
+        """Return R v at the rows of pixels of `points` and a radius around, zero outside the image."""
         _, height, width = self._shape
         image, first = divmod(points.start // width, height)
         last = first + (points.stop - points.start) // width
         low, high = max(0, first - self._radius), min(height, last + self._radius)
         needed = (last - first + 2 * self._radius) * width
         # In the same memory for each strip: to map fresh pages costs more than to fill them.
-        shape = (needed, values.shape[1])
-        if self._scratch is None or self._scratch.shape[0] < needed or self._scratch.shape[1] != shape[1]:
-            self._scratch = values.new_empty(shape)
-        strip = self._scratch[:needed]
+        scratch, channels = self._scratch, values.shape[1]
+        if scratch is None or scratch.shape[0] < needed or scratch.shape[1] != channels:
+            self._scratch = scratch = values.new_empty((needed, channels))
+        strip = scratch[:needed]
         inside = slice((low - first + self._radius) * width, (high - first + self._radius) * width)
         strip[: inside.start].zero_()
         strip[inside.stop :].zero_()
