@@ -69,7 +69,7 @@ def refine(
         if owned in options:
             raise TypeError(f"refine() does not take `{owned}`; use DenseCRF to train")
     crf = DenseCRF(logits.shape[1], iterations=iterations, learn=(), **options)
-    with torch.no_grad():
+    with torch.inference_mode():
         result = crf.infer(logits, guide, return_logits=False, progress=progress)
     marginals = result.marginals[0].permute(1, 2, 0)
     if return_marginals:
