@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -286,7 +287,7 @@ class DenseCRF(nn.Module):
 
 
 def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` must be finite, got {value}")

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from hdcrf.compatibility import Compatibility
 from hdcrf.pairwise import PairwiseKernel
+from voxel.checks import check_count, check_matrix
 
 __all__ = ["MeanFieldResult", "mean_field"]
 
@@ -75,13 +76,25 @@ def mean_field(
         iterations: How many at most; 0 returns the unary's distribution.
         exclude_self: Whether the message leaves out what each point sends itself.
         tolerance: Stop when no marginal changed by more than this in an iteration.
-        track: Whether to compute the energy and the objective, at the price of one more message.
+        track: Whether to compute the energy and the objective, at the price of one more message in each
+            iteration and one at the end.
         return_logits: Whether the result has logits, which take as much memory as the marginals.
         progress: Called with the number of iterations done, after each.
 
     Returns:
-        The marginals and logits, (P, K). Differentiable in all that is.
+        The marginals and logits, (P, K). Differentiable in the logits, the kernels and the compatibility.
+
+    Raises:
+        TypeError: If the logits are not float32 or float64.
+        ValueError: If they have another number of labels than the compatibility, or iterations are negative.
     """
+    check_matrix("logits", logits, "(P, K)")
+    check_count("iterations", iterations, 0)
+    if logits.shape[1] != compatibility.num_labels:
+        raise ValueError(
+            f"`logits` must have K = {compatibility.num_labels} columns, as `compatibility` has labels, "
+            f"got {logits.shape[1]}"
+        )
     own = None
     if exclude_self and kernels:
         own = torch.stack([kernel.diagonal() for kernel in kernels]).sum(0)[:, None]

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from voxel import FilterOperator, SplatBlurSlice
+from voxel.checks import check_choice
+from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = ["FilterKernel", "LatticeKernel", "PairwiseKernel", "SmoothnessKernel", "pairwise_kernel"]
 
@@ -60,6 +62,11 @@ def _normalizers(degree: Tensor, normalization: str) -> tuple[Tensor | None, Ten
     return (degree.reciprocal(), None) if normalization == "after" else (None, degree.reciprocal())
 
 
+def _require_inference() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("some of the points can only be received without gradient: use torch.no_grad()")
+
+
 def _scaled(diagonal: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     for factor in (left, right):
         diagonal = diagonal if factor is None else diagonal * factor
@@ -67,7 +74,17 @@ def _scaled(diagonal: Tensor, left: Tensor | None, right: Tensor | None) -> Tens
 
 
 def pairwise_kernel(operator: FilterOperator, weight: float | Tensor, normalization: str) -> PairwiseKernel:
-    """Make the pairwise kernel of a Gaussian filter."""
+    """Make the pairwise kernel w · L K R of a Gaussian filter.
+
+    Args:
+        operator: K, over N points.
+        weight: w, a number or a scalar tensor.
+        normalization: "none", "before", "after" or "symmetric".
+
+    Raises:
+        ValueError: If the normalisation is none of these.
+    """
+    check_choice("normalization", normalization, NORMALIZATIONS)
     if isinstance(operator, SplatBlurSlice):
         return LatticeKernel(operator, weight, normalization)
     return FilterKernel(operator, weight, normalization)
@@ -124,6 +141,7 @@ class LatticeKernel(PairwiseKernel):
         if points == slice(0, self._slice.shape[0]):
             result = self._slice.product(gathered)
         else:
+            _require_inference()
             result = self._slice.product_rows(gathered, points)
         return result if total is None else total.add_(result)
 
@@ -188,6 +206,7 @@ class SmoothnessKernel(PairwiseKernel):
             values = gathered if self._right is None else gathered * self._right[:, None]
             images, above = values.view(batch, height, width, channels), self._radius
         else:
+            _require_inference()
             images, above = self._strip(gathered, points).view(1, -1, width, channels), 0
         vertical = self._taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
         horizontal = (self._taps * self._weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)

@@ -43,7 +43,7 @@ def refine(
         **options: Any of DenseCRF's options: weights, sigmas, compatibility, normalization, accuracy.
 
     Returns:
-        (H, W) int64 labels, or (H, W, K) float32 marginals.
+        (H, W) int64 labels, or (H, W, K) float32 marginals. Everything is computed in float32.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.

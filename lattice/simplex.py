@@ -21,7 +21,7 @@ from torch import Tensor
 
 __all__ = ["barycentric_weights", "corner_coordinates", "enclosing_simplex"]
 
-# Half-way through the computation, ranks lie from -d to 2d.
+# Half-way through the computation, ranks lie from -d to 2d: far within a byte up to here.
 _LARGEST_BYTE_SIZE = 41
 
 

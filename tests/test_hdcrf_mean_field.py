@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hdcrf import Compatibility, DenseCRF, ExactGaussian, build_filter, mean_field, pairwise_kernel
-from hdcrf import mean_field as mean_field_function
 from hdcrf.mean_field import softmax
 from hdcrf.pairwise import SmoothnessKernel
 from lattice import PermutohedralLattice
@@ -42,7 +41,8 @@ class TestKernels:
         torch.testing.assert_close(dense_matrix(kernel, 40), expected)
         torch.testing.assert_close(kernel.diagonal(), expected.diagonal())
         some = slice(7, 23)
-        torch.testing.assert_close(kernel.receive(kernel.gather(identity), some), expected[some])
+        with torch.no_grad():
+            torch.testing.assert_close(kernel.receive(kernel.gather(identity), some), expected[some])
 
     @pytest.mark.parametrize("normalization", NORMALIZATIONS)
     @pytest.mark.parametrize("shape", [(5, 7), (1, 9), (8, 1), (1, 1)])
@@ -71,7 +71,10 @@ class TestKernels:
         kernel = SmoothnessKernel((2, 6, 5), torch.tensor(0.7, dtype=torch.float64), 1.0, "symmetric")
         whole = kernel.apply(values)
         for start, stop in ((0, 5), (5, 20), (20, 30), (30, 60), (45, 50)):
-            torch.testing.assert_close(kernel.receive(values, slice(start, stop)), whole[start:stop])
+            with torch.no_grad():
+                torch.testing.assert_close(kernel.receive(values, slice(start, stop)), whole[start:stop])
+        with pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+            kernel.receive(values, slice(0, 5))
         one = SmoothnessKernel((1, 6, 5), torch.tensor(0.7, dtype=torch.float64), 1.0, "symmetric")
         torch.testing.assert_close(one.apply(values[30:]), whole[30:])
 
@@ -139,7 +142,7 @@ class TestMeanField:
             monkeypatch.setattr(module, "_STRIP_ELEMENTS", 60)
             assert len(module._strips(logits.permute(0, 2, 3, 1).reshape(-1, 3), crf._kernels(guide))) == 12
             strips = crf.infer(logits, guide, track=True)
-        # Measured: 1.2e-7; only the order of no sum changes but the convolution's blocking may.
+        # Measured: 1.2e-7; the convolution may block its sums another way.
         torch.testing.assert_close(strips.marginals, whole.marginals, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(strips.logits, whole.logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(strips.kl, whole.kl, rtol=1e-6, atol=1e-6)
@@ -160,7 +163,7 @@ class TestMeanField:
     def test_tolerance_stops_early(self):
         kernel = pairwise_kernel(PermutohedralLattice(torch.rand(40, 2)), 0.1, "symmetric")
         seen = []
-        result = mean_field_function(
+        result = mean_field(
             torch.randn(40, 2),
             [kernel],
             Compatibility(2),

@@ -6,6 +6,7 @@ Every message says which argument, what was expected, what came, and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -104,22 +105,22 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_positive(name: str, value: float) -> float:
+def check_positive(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number above zero, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
-    if not 0 < value < float("inf"):
+    if not 0 < float(value) < float("inf"):
         raise ValueError(f"`{name}` must be a finite number greater than 0, got {value}")
     return float(value)
 
 
 def check_count(name: str, value: object, minimum: int) -> int:
     """Return `value` if it is an integer of at least `minimum`, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
-    return value
+    return int(value)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

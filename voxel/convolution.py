@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from voxel.checks import check_choice, check_count, check_positive, check_same_kind
+from voxel.checks import check_count, check_positive, check_same_kind
 from voxel.neighbours import kernel_map, kernel_offsets, pairs_within
 from voxel.sparse_matrix import SparseMatrix
 from voxel.sparse_tensor import SparseTensor
@@ -59,11 +59,6 @@ class SparseConv(nn.Module):
         super().__init__()
         check_count("in_channels", in_channels, 1)
         check_count("out_channels", out_channels, 1)
-        check_count("dimension", dimension, 1)
-        check_count("dilation", dilation, 1)
-        check_choice("shape", shape, ("cube", "cross"))
-        if check_count("kernel_size", kernel_size, 1) % 2 == 0:
-            raise ValueError(f"`kernel_size` must be odd, so that the kernel has a centre, got {kernel_size}")
         self.in_channels, self.out_channels, self.dimension = in_channels, out_channels, dimension
         self.register_buffer("offsets", kernel_offsets(kernel_size, dimension, shape, dilation), False)
         self.weight = nn.Parameter(torch.empty(len(self.offsets), in_channels, out_channels))

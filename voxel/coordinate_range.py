@@ -14,7 +14,7 @@ def check_coordinate_range(name: str, features: Tensor, scale: float, spread: fl
     """Raise unless every feature has a lattice coordinate that int32 holds and the dtype resolves.
 
     Beyond 2²⁰ lattice steps, float32 no longer tells the positions within one lattice cell apart; in
-    float64 the limit is that of int32.
+    float64 the limit is 2³⁰, well within int32.
 
     Args:
         name: The argument's name, for the message.

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from voxel.checks import check_choice, check_count
 from voxel.coordinate_index import CoordinateIndex
 
 __all__ = ["kernel_map", "kernel_offsets", "pairs_within"]
@@ -23,7 +24,16 @@ def kernel_offsets(kernel_size: int, dimension: int, shape: str, dilation: int =
         dimension: D.
         shape: "cube", all kernel_size^D offsets, or "cross", those along one axis: D (kernel_size - 1) + 1.
         dilation: Spacing of the offsets.
+
+    Raises:
+        TypeError: If an extent is not an integer.
+        ValueError: If the kernel size is even, or the shape is none of these.
     """
+    check_count("dimension", dimension, 1)
+    check_count("dilation", dilation, 1)
+    check_choice("shape", shape, ("cube", "cross"))
+    if check_count("kernel_size", kernel_size, 1) % 2 == 0:
+        raise ValueError(f"`kernel_size` must be odd, so that the kernel has a centre, got {kernel_size}")
     reach = range(-(kernel_size // 2), kernel_size // 2 + 1)
     if shape == "cube":
         offsets = torch.tensor(list(itertools.product(reach, repeat=dimension)), dtype=torch.int64)
