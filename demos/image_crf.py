@@ -37,7 +37,10 @@ REFERENCE = "https://raw.githubusercontent.com/lucasb-eyer/pydensecrf/master/exa
 def main(out_dir: Path, reference: bool) -> None:
     """Refine brush strokes on a photo to a label for every pixel."""
     start = time.perf_counter()
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot make the folder {out_dir} ({error.strerror})") from error
 
     # Each colour of the annotation is a label, and black is unknown.
     if reference:
@@ -100,6 +103,10 @@ def fetch(name: str, folder: Path) -> Path:
         raise click.ClickException(
             f"cannot fetch {REFERENCE}{name} ({error}); leave out --reference to use the photo that is here"
         ) from error
+    if not content.startswith(b"\x89PNG"):
+        raise click.ClickException(
+            f"{REFERENCE}{name} is no PNG picture; leave out --reference to use the photo that is here"
+        )
     with whole_files([path]) as (file,):
         file.write(content)
     return path

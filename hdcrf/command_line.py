@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something failed on the way, 2 wrong usage or input, 130 i
 from __future__ import annotations
 
 import errno
+import math
 import os
 import platform
 import sys
@@ -30,6 +31,7 @@ from hdcrf import image_files, pictures
 from hdcrf.gaussian_filter import METHODS
 from hdcrf.image_files import InputError
 from hdcrf.mean_field import MeanFieldResult
+from voxel.blur import MOST_ROUNDS
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = ["commands"]
@@ -37,7 +39,21 @@ __all__ = ["commands"]
 _BYTES_A_PIXEL = 470  # Peak memory with two labels, measured on photos of 4 and 9 megapixels.
 
 _PATH = click.Path(path_type=Path)
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+class _Number(click.FloatRange):
+    """A finite number, in a range if one is given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Convert the option's text."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+_NUMBER = _Number()
+_POSITIVE = _Number(min=0, min_open=True)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _MODEL_OPTIONS = [
@@ -55,7 +71,7 @@ _MODEL_OPTIONS = [
     ),
     click.option(
         "--appearance-weight",
-        type=float,
+        type=_NUMBER,
         default=10.0,
         show_default=True,
         help="Weight of the kernel in position and colour; 0 leaves it out.",
@@ -76,7 +92,7 @@ _MODEL_OPTIONS = [
     ),
     click.option(
         "--smoothness-weight",
-        type=float,
+        type=_NUMBER,
         default=3.0,
         show_default=True,
         help="Weight of the kernel in position alone; 0 leaves it out.",
@@ -93,8 +109,8 @@ _MODEL_OPTIONS = [
         default="potts",
         show_default=True,
         metavar="potts|FILE",
-        help="Cost of two labels on similar pixels: 'potts' (1 where they differ), or a .npy file with a "
-        "matrix (K, K) of costs or a vector (K,) of rewards for agreement.",
+        help="Cost of two labels on similar pixels: 'potts' (1 where they differ), or a .npy or .npz "
+        "file with a matrix (K, K) of costs or a vector (K,) of rewards for agreement.",
     ),
     click.option(
         "--normalization",
@@ -118,7 +134,7 @@ _MODEL_OPTIONS = [
     ),
     click.option(
         "--order",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=MOST_ROUNDS),
         default=1,
         show_default=True,
         help="Accuracy of the other methods: rounds of blur.",
@@ -200,7 +216,7 @@ def commands() -> None:
 @click.option("--overlay", type=_PATH, help="Also write the labels over the photo: .png or .jpg.")
 @click.option(
     "--opacity",
-    type=click.FloatRange(0, 1),
+    type=_Number(0, 1),
     default=0.5,
     show_default=True,
     help="Of the labels in the overlay, from 0 to 1.",
@@ -211,7 +227,7 @@ def commands() -> None:
 )
 @click.option(
     "--gt-prob",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_Number(0, 1, min_open=True, max_open=True),
     default=0.7,
     show_default=True,
     help="How far to trust the annotation: the probability that a label in it is right.",
@@ -264,9 +280,9 @@ def image(
     inputs = {"PHOTO": photo, "--annotation": annotation, "--probabilities": probabilities}
     image_files.check_outputs(outputs, inputs | {"--compatibility": matrix})
     place = _device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
     note = _ignore if quiet else _note
+    if threads is not None:
+        torch.set_num_threads(_possible_threads(threads, note))
 
     pixels = image_files.read_photo(photo, most_pixels=_most_pixels(place), note=note)
     start = read_start(pixels.shape[:2], note)
@@ -407,6 +423,14 @@ def _device(name: str) -> torch.device:
             param_hint="--device",
         )
     return device
+
+
+def _possible_threads(threads: int, note: image_files.Note) -> int:
+    """Return how many threads to use: more than there are CPUs only wait for each other."""
+    most = os.cpu_count() or 1
+    if threads > most:
+        note(f"--threads {threads} is more than the CPUs; using {most}")
+    return min(threads, most)
 
 
 def _most_pixels(device: torch.device) -> int | None:

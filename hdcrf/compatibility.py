@@ -27,10 +27,13 @@ class Compatibility(nn.Module):
     """
 
     values: nn.Parameter | None
+    _like: Tensor
 
     def __init__(self, num_labels: int, kind: str | Tensor = "potts", *, learn: bool = False) -> None:
         super().__init__()
         self.num_labels = check_count("num_labels", num_labels, 1)
+        # Tells the device and dtype, also where there is nothing to learn.
+        self.register_buffer("_like", torch.empty(0), persistent=False)
         if isinstance(kind, Tensor):
             check_floating("compatibility", kind)
             check_finite("compatibility", kind)
@@ -40,6 +43,11 @@ class Compatibility(nn.Module):
                     f"got {tuple(kind.shape)}"
                 )
             start = kind.detach().clone()
+        elif not isinstance(kind, str):
+            raise TypeError(
+                f"`compatibility` must be one of {', '.join(map(repr, _KINDS))} or a tensor, "
+                f"got {type(kind).__name__}; convert it with torch.as_tensor"
+            )
         elif kind == "diagonal":
             start = torch.ones(num_labels)
         elif kind == "full":
@@ -58,7 +66,7 @@ class Compatibility(nn.Module):
     def matrix(self) -> Tensor:
         """Return μ (K, K)."""
         if self.values is None:
-            return 1 - torch.eye(self.num_labels)
+            return 1 - torch.eye(self.num_labels).to(self._like)
         return self.values if self.values.dim() == 2 else -torch.diag(self.values)
 
     def cost(self, message: Tensor) -> Tensor:

@@ -6,29 +6,32 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from hdcrf.compatibility import Compatibility
-from hdcrf.features import batch_index, bilateral_features
+from hdcrf.features import POSITION_AXES, batch_index, bilateral_features
 from hdcrf.gaussian_filter import METHODS, build_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
-from voxel import CoordinateRangeError
+from voxel import CoordinateRangeError, FilterOperator
+from voxel.blur import MOST_ROUNDS
 from voxel.checks import (
     check_choice,
     check_count,
     check_finite,
     check_floating,
+    check_number,
     check_positive,
     check_tensor,
 )
 from voxel.filter_operator import NORMALIZATIONS
+from voxel.precision import full_precision
 
 __all__ = ["DenseCRF"]
 
+_FLOAT32 = torch.finfo(torch.float32)
 _LEARNABLE = ("weights", "bandwidths", "compatibility")
 
 
@@ -52,8 +55,9 @@ class DenseCRF(nn.Module):
         normalization: Of each kernel: "symmetric", "before", "after" or "none".
         exclude_self: Whether a pixel's message leaves out its own part. The reference code leaves it in.
         method: How the appearance kernel is computed: "permutohedral", "voxel", or "exact" (O(N²)).
-        order: Accuracy of the fast methods, 1 or more: rounds of blur.
-        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones.
+        order: Accuracy of the fast methods, 1 to 16: rounds of blur.
+        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones; 0 for "voxel" with more
+            than 4 channels, which crosses gaps by itself.
         learn: Which parameters are trained: any of "weights", "bandwidths" and "compatibility". Bandwidths
             are kept positive; learning them (or a guide that requires gradients) costs an inner product
             for every interpolation weight in each iteration.
@@ -97,7 +101,7 @@ class DenseCRF(nn.Module):
         self.iterations = check_count("iterations", iterations, 0)
         self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
         self.method = check_choice("method", method, METHODS)
-        self.order = check_count("order", order, 1)
+        self.order = check_count("order", order, 1, MOST_ROUNDS)
         self.halo = check_count("halo", halo, 0)
         self.output = check_choice("output", output, ("marginals", "logits"))
         self.exclude_self = bool(exclude_self)
@@ -153,6 +157,7 @@ class DenseCRF(nn.Module):
         result = self.infer(logits, guide, return_logits=self.output == "logits")
         return result.marginals if result.logits is None else result.logits
 
+    @full_precision
     def infer(
         self,
         logits: Tensor,
@@ -173,6 +178,9 @@ class DenseCRF(nn.Module):
 
         Returns:
             Marginals and logits (B, K, H, W), the number of iterations, energy and KL objective.
+
+        Raises:
+            TypeError, ValueError: As `forward`.
         """
         guide = self._checked(logits, guide)
         batch, labels, height, width = logits.shape
@@ -235,35 +243,14 @@ class DenseCRF(nn.Module):
                 f"`guide` lies between {low:.3g} and {high:.3g}, but appearance_sigma_rgb={sigma:.3g} is in "
                 f"the guide's units, so colours hardly matter; scale the guide to 0..255, or use "
                 f"appearance_sigma_rgb={sigma / 255:.3g}",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _kernels(self, guide: Tensor) -> list[PairwiseKernel]:
         kernels: list[PairwiseKernel] = []
         batch, _, height, width = guide.shape
         if self._use_appearance:
-            sigma_xy, sigma_rgb = (
-                sigma.to(guide) for sigma in (self.appearance_sigma_xy, self.appearance_sigma_rgb)
-            )
-            features = bilateral_features(guide, sigma_xy, sigma_rgb)
-            try:
-                operator = build_filter(
-                    features,
-                    method=self.method,
-                    batch=batch_index(batch, height * width, guide.device),
-                    order=self.order,
-                    halo=self.halo,
-                )
-            except CoordinateRangeError as error:
-                name = "appearance_sigma_xy" if error.axis < 2 else "appearance_sigma_rgb"
-                sigma = float((sigma_xy if error.axis < 2 else sigma_rgb).detach())
-                raise CoordinateRangeError(
-                    f"`{name}`={sigma:.4g} is too small: pixel {error.point} would lie "
-                    f"{abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
-                    f"origin, more than the lattice's coordinates can hold; use a larger sigma",
-                    error.point,
-                    error.axis,
-                ) from error
+            operator = self._appearance_filter(guide)
             weight = self.appearance_weight.to(guide)
             kernels.append(pairwise_kernel(operator, weight, self.normalization))
         if self._use_smoothness:
@@ -277,6 +264,33 @@ class DenseCRF(nn.Module):
             )
         return kernels
 
+    def _appearance_filter(self, guide: Tensor) -> FilterOperator:
+        batch, _, height, width = guide.shape
+        features = bilateral_features(
+            guide, self.appearance_sigma_xy.to(guide), self.appearance_sigma_rgb.to(guide)
+        )
+        try:
+            infinite = torch.nonzero(~torch.isfinite(features.detach()))
+            if len(infinite):
+                raise CoordinateRangeError("", *infinite[0].tolist())
+            return build_filter(
+                features,
+                method=self.method,
+                batch=batch_index(batch, height * width, guide.device),
+                order=self.order,
+                halo=self.halo,
+            )
+        except CoordinateRangeError as error:
+            of_position = error.axis < POSITION_AXES
+            name = "appearance_sigma_xy" if of_position else "appearance_sigma_rgb"
+            raise CoordinateRangeError(
+                f"`{name}`={float(getattr(self, name).detach()):.4g} is too small: pixel {error.point} would "
+                f"lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
+                f"origin, more than the lattice's coordinates can hold; use a larger sigma",
+                error.point,
+                error.axis,
+            ) from error
+
     def extra_repr(self) -> str:
         """Describe the model in `repr`."""
         return (
@@ -287,12 +301,17 @@ class DenseCRF(nn.Module):
 
 
 def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}")
-    return nn.Parameter(torch.tensor(float(value)), requires_grad=learn)
+    start = torch.tensor(check_number(name, value), dtype=torch.float32)
+    if not bool(torch.isfinite(start)):
+        raise ValueError(f"`{name}` must lie within ±{_FLOAT32.max:.3g}, as float32 does, got {value}")
+    return nn.Parameter(start, requires_grad=learn)
 
 
 def _log_parameter(name: str, value: float, learn: bool) -> nn.Parameter:
-    return nn.Parameter(torch.tensor(math.log(check_positive(name, value))), requires_grad=learn)
+    start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
+    if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
+        raise ValueError(
+            f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, "
+            f"got {value}"
+        )
+    return nn.Parameter(start, requires_grad=learn)

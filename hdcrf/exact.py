@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from voxel import FilterOperator
+from voxel.precision import full_precision
 
 __all__ = ["ExactGaussian"]
 
@@ -44,6 +45,7 @@ class ExactGaussian(FilterOperator):
     def _target(self, query: Tensor, query_batch: Tensor | None) -> _Query:
         return _Query(query, query_batch)
 
+    @full_precision
     def _apply(self, values: Tensor, target: object) -> Tensor:
         rows, row_batch = self.features, self.batch
         if isinstance(target, _Query):

@@ -9,6 +9,9 @@ from voxel.checks import check_floating
 
 __all__ = ["batch_index", "bilateral_features"]
 
+POSITION_AXES = 2
+"""The features of an image begin with the position; the colour follows."""
+
 
 def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float | Tensor) -> Tensor:
     """Lift the pixels of images into bilateral space: (x/σ_xy, y/σ_xy, colour/σ_rgb).
@@ -35,10 +38,12 @@ def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float
     position = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
     colour = guide / sigma_rgb
     # One contiguous row a feature: the lattices compute along them.
-    lifted = torch.empty((2 + channels, batch, height, width), dtype=guide.dtype, device=guide.device)
+    lifted = torch.empty(
+        (POSITION_AXES + channels, batch, height, width), dtype=guide.dtype, device=guide.device
+    )
     if not (position.requires_grad or colour.requires_grad):
-        lifted[:2] = position[:, None]
-        lifted[2:] = colour.transpose(0, 1)
+        lifted[:POSITION_AXES] = position[:, None]
+        lifted[POSITION_AXES:] = colour.transpose(0, 1)
     else:
         lifted = torch.cat([position[:, None].expand(-1, batch, -1, -1), colour.transpose(0, 1)])
     return lifted.flatten(1).T

@@ -7,6 +7,7 @@ from torch import Tensor
 from hdcrf.exact import ExactGaussian
 from lattice import PermutohedralLattice
 from voxel import FilterOperator, VoxelGrid
+from voxel.blur import MOST_ROUNDS
 from voxel.checks import check_choice, check_count
 
 __all__ = ["METHODS", "build_filter", "gaussian_filter"]
@@ -29,11 +30,20 @@ def build_filter(
         method: "permutohedral" (lattice.PermutohedralLattice), "voxel" (voxel.VoxelGrid), or "exact"
             (brute force, O(N²), which ignores `order` and `halo`).
         batch: (N,) integers; points of different batches do not see each other.
-        order: Accuracy, 1 or more: the rounds of blur.
-        halo: Accuracy, 0 or more: the rings of vertices stored around the occupied ones.
+        order: Accuracy, 1 to 16: the rounds of blur.
+        halo: Accuracy, 0 or more: the rings of vertices stored around the occupied ones; 0 for "voxel" in
+            more than 6 dimensions, which crosses gaps by itself.
+
+    Returns:
+        The operator: `filter`, `degree`, `diagonal`, and for the lattices `splat`, `blur` and `slice`.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If an argument has the wrong shape, device or content.
+        voxel.CoordinateRangeError: If a feature is so large that its lattice coordinate cannot be held.
     """
     check_choice("method", method, METHODS)
-    check_count("order", order, 1)
+    check_count("order", order, 1, MOST_ROUNDS)
     check_count("halo", halo, 0)
     if method == "permutohedral":
         return PermutohedralLattice(features, batch=batch, order=order, halo=halo)
@@ -65,8 +75,9 @@ def gaussian_filter(
         batch: (N,) integers; points of different batches do not see each other.
         query: (M, d) features at which to read the result instead; where no point reaches, it is 0.
         query_batch: (M,) batch index of each query; needed exactly if `batch` is given.
-        order: Accuracy of the fast methods, 1 or more: the rounds of blur.
-        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones.
+        order: Accuracy of the fast methods, 1 to 16: the rounds of blur.
+        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones; 0 for "voxel" in more
+            than 6 dimensions, which crosses gaps by itself.
 
     Returns:
         (N, C), or (M, C) with a query.

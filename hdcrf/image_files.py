@@ -10,7 +10,6 @@ import os
 import secrets
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -222,7 +221,9 @@ def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
             if name in names or len(names) == 1:
                 array: NDArray[Any] = loaded[name if name in names else names[0]]
                 return array
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a broken header or archive raises depends on how it is broken
         if "pickle" in str(error):
             raise InputError(
                 f"{role} {path} holds Python objects or is no array file; pickled objects are not loaded, "
@@ -249,6 +250,7 @@ def check_outputs(
     for name, (path, suffixes) in outputs.items():
         _check_suffix(name, path, suffixes)
         place = os.path.realpath(path)
+        _check_name(name, path, place)
         if os.path.isdir(place):
             raise InputError(f"{name} {path} is a folder; name a file in it")
         if os.path.exists(place) and not os.path.isfile(place):
@@ -272,6 +274,15 @@ def _check_suffix(name: str, path: Path, suffixes: Sequence[str]) -> None:
     raise InputError(f"{name} {path} must end in {listed}, got {suffix or 'no suffix'!r}")
 
 
+def _check_name(name: str, path: Path, place: str) -> None:
+    try:
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # such as a name too long
+        raise InputError(f"{name} {path} cannot be used: {error.strerror}; name another") from error
+
+
 def _check_folder(name: str, path: Path, folder: str) -> None:
     if not os.path.isdir(folder):
         what = "is not a folder" if os.path.exists(folder) else "does not exist; make it first"
@@ -288,7 +299,8 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """Open files for writing that appear all together when the block succeeds, and not at all when it fails.
 
     They are written under temporary names beside their places and moved there at the end; a file that was
-    there before is replaced. A symbolic link stays one: the file that it points to is replaced.
+    there before is replaced, and put back if a later one cannot be moved. A symbolic link stays one: the file
+    that it points to is replaced.
 
     Args:
         paths: Where the files go.
@@ -298,14 +310,33 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     """
     places = [Path(os.path.realpath(path)) for path in paths]
     temporary = [place.with_name(f".hdcrf-{secrets.token_hex(8)}.part") for place in places]
+    former = [name.with_suffix(".old") for name in temporary]
     try:
         with ExitStack() as stack:
             yield [stack.enter_context(open(name, "xb")) for name in temporary]
-        for name, place in zip(temporary, places, strict=True):
-            os.replace(name, place)
+        with ExitStack() as undo:
+            for name, place, backup in zip(temporary, places, former, strict=True):
+                kept = _keep(place, backup)
+                if kept:
+                    undo.callback(os.replace, backup, place)
+                os.replace(name, place)
+                if not kept:
+                    undo.callback(os.unlink, place)
+            undo.pop_all()
     finally:
-        for name in temporary:
+        for name in (*temporary, *former):
             name.unlink(missing_ok=True)
+
+
+def _keep(place: Path, backup: Path) -> bool:
+    """Keep the file at `place`, if there is one, under a second name; return whether there is."""
+    try:
+        os.link(place, backup)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system without links
+        os.replace(place, backup)
+    return True
 
 
 def write_labels(file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8]) -> None:

@@ -28,6 +28,7 @@ from torch.nn import functional
 from hdcrf.compatibility import Compatibility
 from hdcrf.pairwise import PairwiseKernel
 from voxel.checks import check_count, check_matrix
+from voxel.precision import full_precision
 
 __all__ = ["MeanFieldResult", "mean_field"]
 
@@ -55,6 +56,7 @@ class MeanFieldResult:
     kl: Tensor | None = None
 
 
+@full_precision
 def mean_field(
     logits: Tensor,
     kernels: Sequence[PairwiseKernel],
@@ -86,7 +88,8 @@ def mean_field(
 
     Raises:
         TypeError: If the logits are not float32 or float64.
-        ValueError: If they have another number of labels than the compatibility, or iterations are negative.
+        ValueError: If they have another number of labels than the compatibility, iterations are negative, or
+            the messages are too large for the dtype.
     """
     check_matrix("logits", logits, "(P, K)")
     check_count("iterations", iterations, 0)
@@ -138,6 +141,11 @@ def mean_field(
             change = (marginals.detach() - previous.detach()).abs().max()
             if float(change) <= tolerance:
                 break
+    if not bool(torch.isfinite(marginals.detach().sum())):
+        raise ValueError(
+            f"mean field left the range of {logits.dtype} after {done} iterations; "
+            "lower the weights, the compatibility, or the scale of `logits`"
+        )
     updated = updated if return_logits else None
     if not track:
         return MeanFieldResult(marginals, updated, done)

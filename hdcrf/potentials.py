@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxel.checks import check_count, check_finite, check_floating, check_tensor
+from voxel.checks import check_count, check_finite, check_floating, check_number, check_tensor
 
 __all__ = [
     "labels_from_annotation",
@@ -41,7 +41,7 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
         ValueError: If a probability is negative, not finite, or a sum is off.
     """
     check_floating("probabilities", probabilities)
-    if not 0 < floor < 1:
+    if not 0 < check_number("floor", floor) < 1:
         raise ValueError(f"`floor` must lie between 0 and 1, got {floor}")
     check_finite("probabilities", probabilities)
     if probabilities.numel() == 0:
@@ -88,7 +88,7 @@ def logits_from_labels(
     check_count("num_labels", num_labels, 1)
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise TypeError(f"`labels` must hold integers, got {labels.dtype}; convert them with .long()")
-    if num_labels > 1 and not 1 / num_labels < gt_prob < 1:
+    if not 1 / num_labels < check_number("gt_prob", gt_prob) < 1 and num_labels > 1:
         raise ValueError(
             f"`gt_prob` must lie between 1/{num_labels} (no better than chance) and 1, got {gt_prob}"
         )

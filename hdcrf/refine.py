@@ -12,8 +12,11 @@ from torch import Tensor
 
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.potentials import logits_from_labels, logits_from_probabilities
+from voxel.checks import check_finite
 
 __all__ = ["refine"]
+
+_MOST_UNSAID_LABELS = 255
 
 
 def refine(
@@ -35,12 +38,14 @@ def refine(
             units, 13 by default, which suits 0 to 255.
         probabilities: (H, W, K) for each label, summing to 1; give these or `labels`.
         labels: (H, W) integers 0 … K-1, with -1 for unknown pixels.
-        num_labels: K, where `labels` are given; by default their largest, plus one.
+        num_labels: K, where `labels` are given; by default their largest, plus one. Labels above 254 need
+            it said: they often mark pixels to be ignored, which are -1 here.
         gt_prob: How far to trust a given label: its probability, the others sharing the rest.
         iterations: Iterations of mean field.
         return_marginals: Whether to return the marginals instead of the labels.
         progress: Called with the number of iterations done, after each.
-        **options: Any of DenseCRF's options: weights, sigmas, compatibility, normalization, accuracy.
+        **options: Any of DenseCRF's options: weights, sigmas, compatibility (also as an array),
+            normalization, accuracy.
 
     Returns:
         (H, W) int64 labels, or (H, W, K) float32 marginals. Everything is computed in float32.
@@ -68,6 +73,10 @@ def refine(
     for owned in ("learn", "output"):
         if owned in options:
             raise TypeError(f"refine() does not take `{owned}`; use DenseCRF to train")
+    if isinstance(options.get("compatibility"), np.ndarray):
+        options["compatibility"] = torch.from_numpy(
+            _real_array("compatibility", options["compatibility"]).astype(np.float32)
+        )
     crf = DenseCRF(logits.shape[1], iterations=iterations, learn=(), **options)
     with torch.inference_mode():
         result = crf.infer(logits, guide, return_logits=False, progress=progress)
@@ -85,8 +94,9 @@ def _guide(image: NDArray[Any]) -> Tensor:
         raise ValueError(f"`image` must have shape (H, W, 3), (H, W) or (H, W, c), got {array.shape}")
     if array.size == 0:
         raise ValueError(f"`image` must not be empty, got shape {np.shape(image)}")
-    values = np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
-    return torch.from_numpy(values)[None]
+    values = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32))
+    check_finite("image", values.permute(1, 2, 0))
+    return values[None]
 
 
 def _probability_logits(probabilities: NDArray[Any], height: int, width: int) -> Tensor:
@@ -116,6 +126,11 @@ def _label_logits(
         num_labels = highest + 1
         if num_labels < 1:
             raise ValueError("`labels` are all -1, unknown; give at least one label, or `num_labels`")
+        if num_labels > _MOST_UNSAID_LABELS:
+            raise ValueError(
+                f"`labels` go up to {highest}, which would make {num_labels} classes; set ignored pixels to "
+                f"-1, or say num_labels={num_labels}"
+            )
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
     return logits_from_labels(values[None], num_labels, gt_prob=gt_prob)
 

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from voxel.precision import full_precision
 from voxel.splat_blur_slice import power
 
 __all__ = ["calibration", "elevate", "elevation_matrix", "lattice_scale"]
@@ -56,8 +57,13 @@ def elevation_matrix(dimension: int) -> Tensor:
     return matrix
 
 
+@full_precision
 def elevate(features: Tensor, order: int = 1) -> Tensor:
-    """Elevate (N, d) features onto H_d, scaled for `order` rounds of blur.
+    """Elevate features onto H_d, scaled for a number of rounds of blur.
+
+    Args:
+        features: (N, d) floating, in units of one standard deviation.
+        order: n, the rounds of blur.
 
     Returns:
         (d+1, N): one row a coordinate, so that the arithmetic on coordinates runs over contiguous rows.

@@ -8,10 +8,12 @@ from torch import Tensor
 from lattice.elevation import calibration, elevate, elevation_matrix, lattice_scale
 from lattice.self_term import corner_kernel
 from lattice.simplex import barycentric_weights, corner_coordinates, enclosing_simplex
+from voxel.blur import MOST_ROUNDS
 from voxel.checks import check_count
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
 from voxel.filter_operator import check_features
+from voxel.precision import full_precision
 from voxel.splat_blur_slice import Cells, SplatBlurSlice, axis_steps, with_batch
 
 __all__ = ["PermutohedralLattice"]
@@ -23,7 +25,7 @@ class PermutohedralLattice(SplatBlurSlice):
     Args:
         features: (N, d) float32 or float64, already divided by their standard deviations; any d ≥ 1.
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
-        order: n ≥ 1, the rounds of the blur ¼ ½ ¼ along each axis. Larger is closer to a Gaussian, on a
+        order: n, 1 to 16, the rounds of the blur ¼ ½ ¼ along each axis. Larger is closer to a Gaussian, on a
             finer lattice. 1 is the filter of Adams et al.
         halo: h ≥ 0, the rings of neighbours that are stored around the occupied vertices, so that the
             blur crosses gaps between them. (order, halo) = (1, 0) is the classic filter; (2, 2) and (3, 3)
@@ -51,7 +53,7 @@ class PermutohedralLattice(SplatBlurSlice):
     def __init__(
         self, features: Tensor, *, batch: Tensor | None = None, order: int = 1, halo: int = 0
     ) -> None:
-        check_count("order", order, 1)
+        check_count("order", order, 1, MOST_ROUNDS)
         check_count("halo", halo, 0)
         self.order = order
         dimension = check_features(features).shape[1]
@@ -96,10 +98,11 @@ class PermutohedralLattice(SplatBlurSlice):
         Differentiable in the features. Cost: O(n d³) for each distinct simplex.
         """
         cells = self.cells
-        kernel = corner_kernel(self.cell_vertices, cells.shape, self.axis_blurs, self.order)
+        kernel = corner_kernel(self.cell_vertices, cells.rank, self.axis_blurs, self.order)
         return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
 
 
+@full_precision
 def _quadratic_form(weights: Tensor, kernel: Tensor, cell: Tensor) -> Tensor:
     """Return wᵀ G w for each point's weights (N, P) and its cell's matrix in (M, P, P): (N,)."""
     half = (weights[:, None] @ kernel.index_select(0, cell))[:, 0]

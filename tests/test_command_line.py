@@ -228,6 +228,9 @@ class TestResult:
         try:
             succeed(*ANNOTATION, "--threads", 1)
             assert torch.get_num_threads() == 1
+            result = succeed(*ANNOTATION, "--threads", 100_000)
+            assert f"using {os.cpu_count()}" in result.stderr
+            assert torch.get_num_threads() == os.cpu_count()
         finally:
             torch.set_num_threads(before)
 
@@ -302,9 +305,11 @@ class TestRefusals:
             (("--iterations", -1), "-1 is not in the range"),
             (("--iterations", 2.5), "not a valid integer"),
             (("--appearance-sigma-xy", 0), "not in the range"),
-            (("--appearance-sigma-xy", "nan"), "`appearance_sigma_xy` must be a finite number"),
+            (("--appearance-sigma-xy", "nan"), "nan is not a finite number"),
+            (("--appearance-sigma-xy", "1e-50"), "`appearance_sigma_xy` must lie between"),
+            (("--appearance-weight", "1e38"), "left the range of torch.float32"),
             (("--appearance-sigma-rgb", "1e-9"), "is too small: pixel"),
-            (("--appearance-weight", "inf"), "`appearance_weight` must be finite"),
+            (("--appearance-weight", "inf"), "inf is not a finite number"),
             (("--smoothness-sigma", -3), "not in the range"),
             (("--gt-prob", 1), "not in the range"),
             (("--gt-prob", 0.3), "`gt_prob` must lie between 1/3"),
@@ -314,6 +319,9 @@ class TestRefusals:
             (("--order", 0), "not in the range"),
             (("--halo", -1), "not in the range"),
             (("--opacity", 2), "not in the range"),
+            (("--opacity", "nan"), "nan is not a finite number"),
+            (("--gt-prob", "nan"), "nan is not a finite number"),
+            (("--order", 17), "not in the range"),
             (("--threads", 0), "not in the range"),
             (("--device", "gpu"), "must be cpu, cuda"),
             (("--device", "meta"), "must be cpu, cuda"),
@@ -374,6 +382,25 @@ class TestRefusals:
     def test_more_labels_than_a_png_holds(self, monkeypatch):
         monkeypatch.setattr(image_files, "MOST_LABELS", 3)
         assert "have 4 labels, more than the 3" in refuse(*PROBABILITIES)
+
+    def test_damaged_arrays(self, folder):
+        np.savez("bad.npz", probabilities=np.zeros((HEIGHT, WIDTH, 2), np.float32))
+        good = (folder / "bad.npz").read_bytes()
+        local, central = good.index(b"PK\x03\x04"), good.index(b"PK\x01\x02")
+        encrypted, packed = bytearray(good), bytearray(good)
+        encrypted[local + 6] |= 1
+        encrypted[central + 8] |= 1
+        packed[local + 8] = packed[central + 10] = 99  # a compression that nobody knows
+        np.save("bad.npy", np.zeros((HEIGHT, WIDTH, 2), np.float32))
+        header = (folder / "bad.npy").read_bytes().replace(b"{'descr'", b"{(descr'")
+        for name, content in (("bad_e.npz", encrypted), ("bad_c.npz", packed), ("bad_h.npy", header)):
+            (folder / name).write_bytes(content)
+            assert "cannot be read" in refuse("--probabilities", name, "-o", "out.png")
+
+    def test_output_name_too_long(self):
+        message = refuse(*ANNOTATION, "--overlay", "o" * 260 + ".png")
+        assert "File name too long" in message
+        assert not os.path.exists("out.png")
 
     def test_pickled_probabilities(self):
         np.save("bad.npy", np.array([{}], dtype=object), allow_pickle=True)

@@ -57,8 +57,22 @@ def test_with_and_without_autograd_agree(logits, guide):
         torch.testing.assert_close(crf(logits, guide), tracked.detach())
 
 
+@pytest.mark.parametrize("method", ["permutohedral", "voxel", "exact"])
+@pytest.mark.parametrize("compatibility", ["potts", "full"])
+def test_mixed_precision_around_it_changes_nothing(device, logits, guide, method, compatibility):
+    crf = DenseCRF(3, method=method, compatibility=compatibility).to(device)
+    logits.requires_grad_()
+    expected = crf(logits, guide)
+    expected_gradient = torch.autograd.grad(expected.square().sum(), logits)[0]
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        marginals = crf(logits, guide)
+    gradient = torch.autograd.grad(marginals.square().sum(), logits)[0]
+    assert torch.equal(marginals, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.default_algorithms
 def test_same_input_same_bits(device):
-    torch.use_deterministic_algorithms(False)
     crf = DenseCRF(5, learn=()).to(device)
     logits, guide = torch.randn(1, 5, 40, 50, device=device), torch.rand(1, 3, 40, 50, device=device) * 255
     assert torch.equal(crf(logits, guide), crf(logits, guide))
@@ -226,7 +240,12 @@ class TestErrors:
             ({"appearance_weight": float("inf")}, ValueError, "`appearance_weight` must be finite"),
             ({"normalization": "both"}, ValueError, "`normalization` must be one of"),
             ({"method": "fast"}, ValueError, "`method` must be one of"),
+            ({"appearance_weight": 1e39}, ValueError, r"`appearance_weight` must lie within ±3\.4e\+38"),
+            ({"smoothness_sigma": 1e-50}, ValueError, "`smoothness_sigma` must lie between 1.18e-38 and"),
+            ({"smoothness_sigma": 1e39}, ValueError, "`smoothness_sigma` must lie between"),
+            ({"appearance_sigma_xy": 1e-50}, ValueError, "`appearance_sigma_xy` must lie between"),
             ({"order": 0}, ValueError, "`order` must be at least 1"),
+            ({"order": 17}, ValueError, "`order` must be at most 16"),
             ({"halo": -1}, ValueError, "`halo` must be at least 0"),
             ({"output": "labels"}, ValueError, "`output` must be one of"),
             ({"tolerance": 0}, ValueError, "`tolerance` must be a finite number greater than 0"),
@@ -273,10 +292,18 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", ["appearance_sigma_xy", "appearance_sigma_rgb"])
     @pytest.mark.parametrize("method", ["permutohedral", "voxel"])
-    def test_sigma_too_small(self, logits, guide, name, method):
-        crf = DenseCRF(3, method=method, **{name: 1e-9}).to(logits.device)
-        with pytest.raises(CoordinateRangeError, match=rf"`{name}`=1e-09 is too small: pixel \d+ would lie"):
+    @pytest.mark.parametrize("sigma", ["1e-09", "2e-38"])
+    def test_sigma_too_small(self, logits, guide, name, method, sigma):
+        crf = DenseCRF(3, method=method, **{name: float(sigma)}).to(logits.device)
+        with pytest.raises(CoordinateRangeError, match=rf"`{name}`={sigma} is too small: pixel \d+ would"):
             crf(logits, guide)
+
+    @pytest.mark.parametrize("weight", ["appearance_weight", "smoothness_weight"])
+    def test_messages_beyond_the_dtype(self, logits, guide, weight):
+        crf = DenseCRF(3, learn=(), **{weight: 3e38}).to(logits.device)
+        with pytest.raises(ValueError, match=r"left the range of torch\.float32 after 5 iterations"):
+            crf(logits, guide)
+        assert bool(torch.isfinite(crf(logits.double(), guide)).all())
 
     def test_a_guide_of_another_range_is_pointed_out(self, logits, guide):
         crf = DenseCRF(3).to(logits.device)

@@ -55,6 +55,35 @@ def test_one_to_three_and_more_channels_and_strided_arrays():
     assert hdcrf.refine(read_only, labels=LABELS).shape == (24, 32)
 
 
+def test_options_as_numpy_has_them():
+    costs = 2 - 2 * np.eye(3)
+    refined = hdcrf.refine(
+        IMAGE,
+        labels=LABELS,
+        num_labels=np.int64(3),
+        iterations=np.int32(2),
+        appearance_weight=np.float32(5),
+        appearance_sigma_xy=np.int64(60),
+        compatibility=costs,
+        return_marginals=True,
+    )
+    plain = hdcrf.refine(
+        IMAGE,
+        labels=LABELS,
+        iterations=2,
+        appearance_weight=5,
+        appearance_sigma_xy=60,
+        compatibility=torch.tensor(costs).float(),
+        return_marginals=True,
+    )
+    assert np.array_equal(refined, plain)
+
+
+def test_labels_above_a_byte_need_their_number_said():
+    labels = np.where(LABELS < 0, 300, LABELS)
+    assert hdcrf.refine(IMAGE, labels=labels, num_labels=301, iterations=1).max() <= 300
+
+
 def test_progress_counts_the_iterations():
     seen = []
     hdcrf.refine(IMAGE, labels=LABELS, iterations=3, progress=seen.append)
@@ -81,6 +110,12 @@ def test_progress_counts_the_iterations():
         ({"labels": LABELS, "learn": ("weights",)}, TypeError, "does not take `learn`"),
         ({"labels": LABELS, "sigma": 3}, TypeError, "sigma"),
         ({"labels": LABELS, "appearance_sigma_rgb": 1e-8}, ValueError, "1e-08 is too small"),
+        ({"labels": np.where(LABELS < 0, 255, LABELS)}, ValueError, "would make 256 classes; set ignored"),
+        ({"labels": LABELS, "gt_prob": None}, TypeError, "`gt_prob` must be a number, got NoneType"),
+        ({"labels": LABELS, "gt_prob": np.nan}, ValueError, "`gt_prob` must be finite"),
+        ({"labels": LABELS, "compatibility": np.eye(2)}, ValueError, r"shape \(3,\) or \(3, 3\)"),
+        ({"labels": LABELS, "compatibility": [[0, 1]]}, TypeError, "or a tensor, got list"),
+        ({"labels": LABELS, "appearance_weight": 1e38}, ValueError, "left the range of torch.float32"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(arguments, error, message):
@@ -95,7 +130,7 @@ def test_wrong_arguments(arguments, error, message):
         (IMAGE[:0], ValueError, "must not be empty"),
         (IMAGE[..., :0], ValueError, "must not be empty"),
         (IMAGE.astype(complex), TypeError, "array of real numbers"),
-        (np.where(IMAGE > 100, np.nan, IMAGE), ValueError, "`guide` must be finite"),
+        (np.where(IMAGE > 100, np.nan, IMAGE), ValueError, r"`image` must be finite, got nan at index \("),
         ([["a"]], TypeError, "array of real numbers"),
     ],
 )

@@ -362,6 +362,10 @@ class TestOutputs:
         with pytest.raises(InputError, match="does not exist; make it first"):
             self.check(tmp_path / "b" / "a.png")
 
+    def test_name_too_long(self, tmp_path):
+        with pytest.raises(InputError, match="cannot be used: File name too long; name another"):
+            self.check(tmp_path / f"{'o' * 300}.png")
+
     def test_folder_that_is_a_file(self, tmp_path):
         (tmp_path / "b").touch()
         with pytest.raises(InputError, match="is not a folder"):
@@ -417,6 +421,36 @@ class TestWholeFiles:
             write()
         assert os.listdir(tmp_path) == ["a"]
         assert (tmp_path / "a").read_bytes() == b"old"
+
+    @pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
+    @pytest.mark.parametrize("old", [True, False], ids=["old", "new"])
+    def test_all_are_put_back_when_one_cannot_be_moved(self, old, links, monkeypatch, tmp_path):
+        def no_link(source, destination):
+            if os.path.exists(source):
+                raise PermissionError("no links here")
+            raise FileNotFoundError
+
+        def replace(source, destination, _replace=os.replace):
+            if str(source).endswith(".part") and str(destination).endswith("c"):
+                raise OSError("no space left")
+            _replace(source, destination)
+
+        if not links:
+            monkeypatch.setattr(os, "link", no_link)
+        monkeypatch.setattr(os, "replace", replace)
+        names = ("a", "b", "c")
+        for name in names if old else ():
+            (tmp_path / name).write_text(f"old {name}")
+
+        def write():
+            with whole_files([tmp_path / name for name in names]) as files:
+                for file in files:
+                    file.write(b"new")
+
+        with pytest.raises(OSError, match="no space left"):
+            write()
+        left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        assert left == ({name: f"old {name}" for name in names} if old else {})
 
     def test_none_is_left_when_one_cannot_be_opened(self, tmp_path):
         with pytest.raises(OSError), whole_files([tmp_path / "a", tmp_path / "missing" / "b"]):

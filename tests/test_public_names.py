@@ -26,6 +26,17 @@ SIGNATURES = {
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None
         query=None query_batch=None order=1 halo=0""",
+    hdcrf.DenseCRF.infer: "self logits guide track=False return_logits=True progress=None",
+    hdcrf.mean_field: """logits kernels compatibility iterations exclude_self=True tolerance=None track=False
+        return_logits=True progress=None""",
+    hdcrf.build_filter: "features method='permutohedral' batch=None order=1 halo=0",
+    hdcrf.pairwise_kernel: "operator weight normalization",
+    hdcrf.Compatibility: "num_labels kind='potts' learn=False",
+    hdcrf.bilateral_features: "guide sigma_xy sigma_rgb",
+    hdcrf.logits_from_probabilities: "probabilities dim=1 floor=1e-06",
+    hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
+    hdcrf.labels_from_annotation: "annotation",
+    hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0",
     lattice.PermutohedralLattice: "features batch=None order=1 halo=0",
     lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
     voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None",

@@ -20,7 +20,10 @@ from torch import Tensor
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.sparse_matrix import SparseMatrix
 
-__all__ = ["AxisBlur", "grow"]
+__all__ = ["MOST_ROUNDS", "AxisBlur", "grow"]
+
+MOST_ROUNDS = 16
+"""More rounds bring no accuracy that shows beside the gaps, and building takes time quadratic in them."""
 
 
 @dataclass(frozen=True)

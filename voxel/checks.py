@@ -5,6 +5,7 @@ Every message says which argument, what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_finite",
     "check_floating",
     "check_matrix",
+    "check_number",
     "check_positive",
     "check_same_kind",
     "check_tensor",
@@ -105,21 +107,32 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_number(name: str, value: object) -> float:
+    """Return `value` as a float if it is a finite number, else raise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}")
+    return float(value)
+
+
 def check_positive(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number above zero, else raise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
-    if not 0 < float(value) < float("inf"):
+    if not 0 < float(value) < math.inf:
         raise ValueError(f"`{name}` must be a finite number greater than 0, got {value}")
     return float(value)
 
 
-def check_count(name: str, value: object, minimum: int) -> int:
-    """Return `value` if it is an integer of at least `minimum`, else raise."""
+def check_count(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` if it is an integer from `minimum` to `maximum`, else raise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+    if maximum is not None and int(value) > maximum:
+        raise ValueError(f"`{name}` must be at most {maximum}, got {value}")
     return int(value)
 
 

@@ -87,7 +87,7 @@ class SparseConv(nn.Module):
             output = output + self.bias
         maps = kernel_map(tensor.index, self.offsets)
         for weight, (source, target) in zip(self.weight, maps, strict=True):
-            output = output.index_add(0, target, features[source] @ weight)
+            output = output.index_add(0, target, (features[source] @ weight).to(output.dtype))
         return tensor.replace(output)
 
     def extra_repr(self) -> str:

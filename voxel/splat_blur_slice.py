@@ -32,13 +32,13 @@ class Cells:
         corners: (P, M, D) integer coordinates of the P corners of the M distinct cells, batch first if any.
         cell: (N,) int64 the cell of each point.
         weights: (N, P) interpolation weights of each point's corners; they sum to 1.
-        shape: (M, …) whatever else the lattice wants to remember of each cell.
+        rank: (M, P) the rank of each coordinate, which tells the shape of a simplex; (M, 0) for cubes.
     """
 
     corners: Tensor
     cell: Tensor
     weights: Tensor
-    shape: Tensor
+    rank: Tensor
 
 
 class SplatBlurSlice(FilterOperator):

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from voxel.blur import MOST_ROUNDS
 from voxel.checks import check_choice, check_count
 from voxel.convolution import gaussian_matrix
 from voxel.coordinate_index import unique_rows
@@ -38,7 +39,7 @@ class VoxelGrid(SplatBlurSlice):
     Args:
         features: (N, d) float32 or float64, already divided by their standard deviations; any d ≥ 1.
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
-        order: n ≥ 1, the accuracy: rounds of blur, or half the voxels per standard deviation.
+        order: n, 1 to 16, the accuracy: rounds of blur, or half the voxels per standard deviation.
         halo: h ≥ 0, the rings of neighbours stored around the occupied vertices (linear only).
         interpolation: "linear", "nearest", or None: linear for d ≤ 6, nearest above.
 
@@ -69,7 +70,7 @@ class VoxelGrid(SplatBlurSlice):
         halo: int = 0,
         interpolation: str | None = None,
     ) -> None:
-        check_count("order", order, 1)
+        check_count("order", order, 1, MOST_ROUNDS)
         check_count("halo", halo, 0)
         dimension = check_features(features).shape[1]
         if interpolation is None:
@@ -113,7 +114,7 @@ class VoxelGrid(SplatBlurSlice):
         lowest = torch.floor(scaled.detach())
         distinct, cell = unique_rows(with_batch(lowest.to(torch.int32), batch))
         if not self.linear:
-            return Cells(distinct[None], cell, torch.ones_like(features[:, :1]), distinct)
+            return Cells(distinct[None], cell, torch.ones_like(features[:, :1]), distinct[:, :0])
         fraction = scaled - lowest
         ways = list(itertools.product((0, 1), repeat=features.shape[1]))
         bits = torch.tensor(ways, dtype=torch.int32, device=features.device)  # (P, d)
@@ -121,7 +122,7 @@ class VoxelGrid(SplatBlurSlice):
         for axis in range(features.shape[1]):
             part = fraction[:, axis : axis + 1]
             weights = (weights[:, :, None] * torch.stack([1 - part, part], 2)).flatten(1)
-        return Cells(distinct + axis_steps(bits, batch)[:, None], cell, weights, distinct)
+        return Cells(distinct + axis_steps(bits, batch)[:, None], cell, weights, distinct[:, :0])
 
     def diagonal(self) -> Tensor:
         """Return the exact diagonal of K, (N,): what each point gets back of its own value.
