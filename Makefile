@@ -57,18 +57,20 @@ $(VENV)/.torch:
 	$(INSTALL) $(TORCH)
 	@touch $@
 
-$(VENV)/.images: $(VENV)/.torch pyproject.toml
+KERNELS := CMakeLists.txt $(wildcard native/*.hpp native/*.cpp)
+
+$(VENV)/.images: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable '.[images]' scikit-image
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.torch pyproject.toml
+$(VENV)/.bench: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable '.[bench,images]'
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable '.[docs]'
 	@touch $@

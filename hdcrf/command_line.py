@@ -31,6 +31,7 @@ from hdcrf import image_files, pictures
 from hdcrf.gaussian_filter import METHODS
 from hdcrf.image_files import InputError
 from hdcrf.mean_field import MeanFieldResult
+from voxel.backend import BACKENDS, why_not
 from voxel.blur import MOST_ROUNDS
 from voxel.filter_operator import NORMALIZATIONS
 
@@ -131,6 +132,13 @@ _MODEL_OPTIONS = [
         default="permutohedral",
         show_default=True,
         help="Of filtering; 'exact' takes time quadratic in the number of pixels.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="What computes: compiled kernels where they can run, or else PyTorch; or the one named.",
     ),
     click.option(
         "--order",
@@ -344,7 +352,8 @@ def info() -> None:
         )
     if not torch.cuda.device_count():
         click.echo("device      no CUDA device found")
-    click.echo("back end    PyTorch (sparse matrix products), the only one")
+    click.echo("back end    PyTorch, on every device")
+    click.echo(f"back end    compiled kernels, on the CPU: {f'not used, {why_not}' if why_not else 'yes'}")
 
 
 @dataclass(frozen=True)

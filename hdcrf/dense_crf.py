@@ -16,6 +16,7 @@ from hdcrf.gaussian_filter import METHODS, build_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
 from voxel import CoordinateRangeError, FilterOperator
+from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import (
     check_choice,
@@ -63,6 +64,7 @@ class DenseCRF(nn.Module):
             for every interpolation weight in each iteration.
         tolerance: Stop when no marginal of the batch changed by more than this in an iteration.
         output: What `forward` returns: "marginals" or "logits" (for a loss that applies softmax itself).
+        backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -95,6 +97,7 @@ class DenseCRF(nn.Module):
         learn: Iterable[str] = ("weights",),
         tolerance: float | None = None,
         output: str = "marginals",
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.num_labels = check_count("num_labels", num_labels, 1)
@@ -104,6 +107,7 @@ class DenseCRF(nn.Module):
         self.order = check_count("order", order, 1, MOST_ROUNDS)
         self.halo = check_count("halo", halo, 0)
         self.output = check_choice("output", output, ("marginals", "logits"))
+        self.backend = check_choice("backend", backend, BACKENDS)
         self.exclude_self = bool(exclude_self)
         self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
         learned = [learn] if isinstance(learn, str) else list(learn)
@@ -260,6 +264,7 @@ class DenseCRF(nn.Module):
                     self.smoothness_sigma.to(guide),
                     self.smoothness_weight.to(guide),
                     self.normalization,
+                    backend=self.backend,
                 )
             )
         return kernels
@@ -279,6 +284,7 @@ class DenseCRF(nn.Module):
                 batch=batch_index(batch, height * width, guide.device),
                 order=self.order,
                 halo=self.halo,
+                backend=self.backend,
             )
         except CoordinateRangeError as error:
             of_position = error.axis < POSITION_AXES

@@ -7,6 +7,7 @@ from torch import Tensor
 from hdcrf.exact import ExactGaussian
 from lattice import PermutohedralLattice
 from voxel import FilterOperator, VoxelGrid
+from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import check_choice, check_count
 
@@ -22,6 +23,7 @@ def build_filter(
     batch: Tensor | None = None,
     order: int = 1,
     halo: int = 0,
+    backend: str = "auto",
 ) -> FilterOperator:
     """Build the operator K ≈ exp(-½‖f_i - f_j‖²) once, to filter many times.
 
@@ -33,6 +35,8 @@ def build_filter(
         order: Accuracy, 1 to 16: the rounds of blur.
         halo: Accuracy, 0 or more: the rings of vertices stored around the occupied ones; 0 for "voxel" in
             more than 6 dimensions, which crosses gaps by itself.
+        backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
+            "native", the kernels.
 
     Returns:
         The operator: `filter`, `degree`, `diagonal`, and for the lattices `splat`, `blur` and `slice`.
@@ -45,10 +49,11 @@ def build_filter(
     check_choice("method", method, METHODS)
     check_count("order", order, 1, MOST_ROUNDS)
     check_count("halo", halo, 0)
+    check_choice("backend", backend, BACKENDS)
     if method == "permutohedral":
-        return PermutohedralLattice(features, batch=batch, order=order, halo=halo)
+        return PermutohedralLattice(features, batch=batch, order=order, halo=halo, backend=backend)
     if method == "voxel":
-        return VoxelGrid(features, batch=batch, order=order, halo=halo)
+        return VoxelGrid(features, batch=batch, order=order, halo=halo, backend=backend)
     return ExactGaussian(features, batch=batch)
 
 
@@ -63,6 +68,7 @@ def gaussian_filter(
     query_batch: Tensor | None = None,
     order: int = 1,
     halo: int = 0,
+    backend: str = "auto",
 ) -> Tensor:
     """Return Σ_j exp(-½‖f_i - f_j‖²) v_j for every point i, approximately, in any dimension.
 
@@ -78,6 +84,8 @@ def gaussian_filter(
         order: Accuracy of the fast methods, 1 to 16: the rounds of blur.
         halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones; 0 for "voxel" in more
             than 6 dimensions, which crosses gaps by itself.
+        backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
+            "native", the kernels.
 
     Returns:
         (N, C), or (M, C) with a query.
@@ -88,5 +96,5 @@ def gaussian_filter(
 
     Differentiable in values, features and query.
     """
-    operator = build_filter(features, method=method, batch=batch, order=order, halo=halo)
+    operator = build_filter(features, method=method, batch=batch, order=order, halo=halo, backend=backend)
     return operator.filter(values, normalization=normalization, query=query, query_batch=query_batch)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hdcrf.compatibility import Compatibility
+from hdcrf.fused import fused_mean_field
 from hdcrf.pairwise import PairwiseKernel
 from voxel.checks import check_count, check_matrix
 from voxel.precision import full_precision
@@ -98,7 +99,7 @@ def mean_field(
             f"`logits` must have K = {compatibility.num_labels} columns, as `compatibility` has labels, "
             f"got {logits.shape[1]}"
         )
-    own = None
+    own: Tensor | None = None
     if exclude_self and kernels:
         own = torch.stack([kernel.diagonal() for kernel in kernels]).sum(0)[:, None]
 
@@ -110,6 +111,12 @@ def mean_field(
             total = kernel.receive(contribution, points, total)
         return total if own is None else total.addcmul_(own[points], marginals[points], value=-1)
 
+    fused = None if track else fused_mean_field(logits, kernels, compatibility, own)
+    if fused is not None:
+        try:
+            return MeanFieldResult(*fused.run(iterations, tolerance, return_logits, progress))
+        except OverflowError as error:
+            raise _out_of_range(logits, error.args[0]) from error
     strips = _strips(logits, kernels)
     marginals = softmax(logits)
     updated: Tensor | None = logits if return_logits else None
@@ -141,18 +148,31 @@ def mean_field(
             change = (marginals.detach() - previous.detach()).abs().max()
             if float(change) <= tolerance:
                 break
-    if not bool(torch.isfinite(marginals.detach().sum())):
-        raise ValueError(
-            f"mean field left the range of {logits.dtype} after {done} iterations; "
-            "lower the weights, the compatibility, or the scale of `logits`"
-        )
     updated = updated if return_logits else None
     if not track:
-        return MeanFieldResult(marginals, updated, done)
+        return _checked(MeanFieldResult(marginals, updated, done), logits)
     gathered = [kernel.gather(marginals) for kernel in kernels]
     energies.append(_objective(logits, marginals, compatibility, message, gathered, strips))
     energy, kl = (torch.stack(column) for column in zip(*energies, strict=True))
-    return MeanFieldResult(marginals, updated, done, energy, kl)
+    return _checked(MeanFieldResult(marginals, updated, done, energy, kl), logits)
+
+
+def _checked(result: MeanFieldResult, logits: Tensor) -> MeanFieldResult:
+    """Return the result if it is finite."""
+    tensors = (result.marginals, result.logits, result.energy, result.kl)
+    if all(bool(torch.isfinite(tensor.detach().sum())) for tensor in tensors if tensor is not None):
+        return result
+    # Sums of what is finite may overflow.
+    if all(bool(torch.isfinite(tensor.detach()).all()) for tensor in tensors if tensor is not None):
+        return result
+    raise _out_of_range(logits, result.iterations)
+
+
+def _out_of_range(logits: Tensor, iterations: int) -> ValueError:
+    return ValueError(
+        f"mean field left the range of {logits.dtype} within {iterations} iterations; "
+        "lower the weights, the compatibility, or the scale of `logits`"
+    )
 
 
 def _strips(logits: Tensor, kernels: Sequence[PairwiseKernel]) -> list[slice]:

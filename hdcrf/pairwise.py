@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from voxel import FilterOperator, SplatBlurSlice
+from voxel import FilterOperator, SparseMatrix, SplatBlurSlice
+from voxel.backend import uses_native
 from voxel.checks import check_choice
 from voxel.filter_operator import NORMALIZATIONS
 
@@ -52,9 +54,9 @@ class PairwiseKernel(ABC):
         return self.receive(self.gather(values), slice(0, values.shape[0]))
 
 
-def _normalizers(degree: Tensor, normalization: str) -> tuple[Tensor | None, Tensor | None]:
+def _normalizers(degree: Tensor | None, normalization: str) -> tuple[Tensor | None, Tensor | None]:
     """Return the diagonals of L and R, None standing for ones."""
-    if normalization == "none":
+    if degree is None or normalization == "none":
         return None, None
     if normalization == "symmetric":
         root = degree.rsqrt()
@@ -117,24 +119,40 @@ class LatticeKernel(PairwiseKernel):
     """
 
     def __init__(self, operator: SplatBlurSlice, weight: float | Tensor, normalization: str) -> None:
-        self._operator = operator
-        self._scale = weight * operator.constant
-        left, right = _normalizers(operator.degree(), normalization)
-        self._normalizers = left, right
-        interpolation = operator.interpolation
-        self._splat = interpolation if right is None else interpolation.scale_rows(right)
-        self._slice = (
-            self._splat
-            if left is right
-            else (interpolation if left is None else interpolation.scale_rows(left))
-        )
+        self.operator = operator
+        self.scale = weight * operator.constant
+        degree = None if normalization == "none" else operator.degree()
+        self.left, self.right = _normalizers(degree, normalization)
+
+    @cached_property
+    def _splat(self) -> SparseMatrix:
+        interpolation = self.operator.interpolation
+        return interpolation if self.right is None else interpolation.scale_rows(self.right)
+
+    @cached_property
+    def _slice(self) -> SparseMatrix:
+        if self.left is self.right:
+            return self._splat
+        interpolation = self.operator.interpolation
+        return interpolation if self.left is None else interpolation.scale_rows(self.left)
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled kernels run."""
+        return self.operator.native
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything in it is to be differentiated."""
+        parts = (self.scale, self.left, self.right, self.operator.structure.cells.weights)
+        return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
     def gather(self, values: Tensor) -> Tensor:
         """Splat and blur: return the (V, K) values of the vertices."""
         vertex_values = self._splat.transposed_product(values)
-        for blur in self._operator.blurs:
+        for blur in self.operator.blurs:
             vertex_values = blur.product(vertex_values)
-        return vertex_values * self._scale
+        return vertex_values * self.scale
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Slice at some of the points."""
@@ -147,8 +165,8 @@ class LatticeKernel(PairwiseKernel):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""
-        diagonal = _scaled(self._operator.diagonal(), *self._normalizers)
-        return diagonal * (self._scale / self._operator.constant)
+        diagonal = _scaled(self.operator.diagonal(), self.left, self.right)
+        return diagonal * (self.scale / self.operator.constant)
 
 
 class SmoothnessKernel(PairwiseKernel):
@@ -162,6 +180,7 @@ class SmoothnessKernel(PairwiseKernel):
         weight: w.
         normalization: "none", "before", "after" or "symmetric". D counts what lies inside the image.
         truncate: The window reaches ⌈truncate · σ⌉ pixels to each side.
+        backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
     """
 
     def __init__(
@@ -171,27 +190,45 @@ class SmoothnessKernel(PairwiseKernel):
         weight: float | Tensor,
         normalization: str,
         truncate: float = 3.0,
+        backend: str = "auto",
     ) -> None:
-        self._shape = shape
+        self.shape = shape
+        self.native = uses_native(backend, sigma)
         self.grid = shape[1] * shape[2], shape[2]
         self._scratch: Tensor | None = None
-        self._weight = weight
+        self.weight = weight
         # A window wider than the image sees no more of it.
         radius = min(math.ceil(truncate * float(sigma.detach())), max(shape[1:]))
         self._radius = radius
         steps = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
-        self._taps = torch.exp(-0.5 * (steps / sigma).square())
+        self.taps = torch.exp(-0.5 * (steps / sigma).square())
         rows, columns = (self._reach(length) for length in shape[1:])
-        # D is separable, so its power is too: (H, 1) times (1, W).
-        left, right = _normalizers((rows[:, None] * columns).reshape(-1), normalization)
-        self._left, self._right = (
-            None if factor is None else factor.repeat(shape[0]) for factor in (left, right)
-        )
+        # D is separable, so its power is too: each a pair of (H,) and (W,) factors, or of None for ones.
+        of_rows, of_columns = _normalizers(rows, normalization), _normalizers(columns, normalization)
+        self.left, self.right = zip(of_rows, of_columns, strict=True)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything in it is to be differentiated."""
+        return any(isinstance(part, Tensor) and part.requires_grad for part in (self.weight, self.taps))
+
+    @cached_property
+    def _left(self) -> Tensor | None:
+        return self._every_pixel(*self.left)
+
+    @cached_property
+    def _right(self) -> Tensor | None:
+        return self._every_pixel(*self.right)
+
+    def _every_pixel(self, rows: Tensor | None, columns: Tensor | None) -> Tensor | None:
+        if rows is None or columns is None:
+            return None
+        return (rows[:, None] * columns).reshape(-1).repeat(self.shape[0])
 
     def _reach(self, length: int) -> Tensor:
         """Return the (length,) sums of the taps that fall inside, at each place of an axis."""
-        ones = self._taps.new_ones((1, 1, length))
-        sums: Tensor = functional.conv1d(ones, self._taps.view(1, 1, -1), padding=self._radius)
+        ones = self.taps.new_ones((1, 1, length))
+        sums: Tensor = functional.conv1d(ones, self.taps.view(1, 1, -1), padding=self._radius)
         return sums[0, 0]
 
     def gather(self, values: Tensor) -> Tensor:
@@ -200,7 +237,7 @@ class SmoothnessKernel(PairwiseKernel):
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Convolve; `points` are all of them, or whole rows of one image."""
-        batch, height, width = self._shape
+        batch, height, width = self.shape
         channels = gathered.shape[1]
         if points.stop - points.start == batch * height * width:
             values = gathered if self._right is None else gathered * self._right[:, None]
@@ -208,8 +245,8 @@ class SmoothnessKernel(PairwiseKernel):
         else:
             _require_inference()
             images, above = self._strip(gathered, points).view(1, -1, width, channels), 0
-        vertical = self._taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        horizontal = (self._taps * self._weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        vertical = self.taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        horizontal = (self.taps * self.weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
         # A view in channels-last order, in which depthwise convolutions run fastest.
         images = images.permute(0, 3, 1, 2)
         images = functional.conv2d(images, vertical, padding=(above, 0), groups=channels)
@@ -223,7 +260,7 @@ class SmoothnessKernel(PairwiseKernel):
 
     def _strip(self, values: Tensor, points: slice) -> Tensor:
         """Return R v at the rows of pixels of `points` and a radius around, zero outside the image."""
-        _, height, width = self._shape
+        _, height, width = self.shape
         image, first = divmod(points.start // width, height)
         last = first + (points.stop - points.start) // width
         low, high = max(0, first - self._radius), min(height, last + self._radius)
@@ -245,6 +282,6 @@ class SmoothnessKernel(PairwiseKernel):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""
-        batch, height, width = self._shape
-        ones = self._taps.new_ones(batch * height * width)
-        return _scaled(ones, self._left, self._right) * self._weight
+        batch, height, width = self.shape
+        ones = self.taps.new_ones(batch * height * width)
+        return _scaled(ones, self._left, self._right) * self.weight

@@ -8,15 +8,18 @@ from torch import Tensor
 from lattice.elevation import calibration, elevate, elevation_matrix, lattice_scale
 from lattice.self_term import corner_kernel
 from lattice.simplex import barycentric_weights, corner_coordinates, enclosing_simplex
+from voxel.backend import kernels
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import check_count
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
 from voxel.filter_operator import check_features
 from voxel.precision import full_precision
-from voxel.splat_blur_slice import Cells, SplatBlurSlice, axis_steps, with_batch
+from voxel.splat_blur_slice import Cells, SplatBlurSlice, Structure, axis_steps, with_batch
 
 __all__ = ["PermutohedralLattice"]
+
+_HASH_ATTEMPTS = 16
 
 
 class PermutohedralLattice(SplatBlurSlice):
@@ -30,6 +33,7 @@ class PermutohedralLattice(SplatBlurSlice):
         halo: h ≥ 0, the rings of neighbours that are stored around the occupied vertices, so that the
             blur crosses gaps between them. (order, halo) = (1, 0) is the classic filter; (2, 2) and (3, 3)
             approach the exact Gaussian at many times its cost.
+        backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
     Attributes:
         num_vertices: V, the number of lattice vertices stored.
@@ -51,11 +55,16 @@ class PermutohedralLattice(SplatBlurSlice):
     """
 
     def __init__(
-        self, features: Tensor, *, batch: Tensor | None = None, order: int = 1, halo: int = 0
+        self,
+        features: Tensor,
+        *,
+        batch: Tensor | None = None,
+        order: int = 1,
+        halo: int = 0,
+        backend: str = "auto",
     ) -> None:
         check_count("order", order, 1, MOST_ROUNDS)
         check_count("halo", halo, 0)
-        self.order = order
         dimension = check_features(features).shape[1]
         size = dimension + 1
         # Step a is (d+1) e_a - 1; the last coordinate is implied and not stored.
@@ -67,16 +76,46 @@ class PermutohedralLattice(SplatBlurSlice):
             order=order,
             halo=halo,
             constant=calibration(dimension, order),
+            backend=backend,
         )
 
-    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> Cells:
-        dimension = features.shape[1]
+    def _structure(self, axes: Tensor) -> Structure:
+        return self._native_structure() if self.native else super()._structure(axes)
+
+    def _native_structure(self) -> Structure:
+        """Build what the reference builds; cells may occur twice, where two threads found one."""
+        self._check_range("features", self.features)
+        features, size = self.features, self.dimension + 1
+        elevation = elevation_matrix(self.dimension) * lattice_scale(self.dimension, self.order)
+        batch = None if self.batch is None else self.batch.to(torch.int32).contiguous()
+        for seed in range(_HASH_ATTEMPTS):
+            built = kernels().permutohedral(
+                features.detach(), elevation.to(features), batch, self.halo, seed, torch.get_num_threads()
+            )
+            if built is not None:
+                break
+        else:
+            raise RuntimeError(f"{_HASH_ATTEMPTS} independent 64-bit hashes of the coordinates collided")
+        cell, weights, cell_vertices, rank, coordinates, links = map(torch.from_numpy, built)
+        if torch.is_grad_enabled() and features.requires_grad:
+            first = coordinates[:, -self.dimension :].index_select(0, cell_vertices[:, 0])
+            base = torch.cat([first, -first.sum(1, keepdim=True)], 1).T // size
+            weights = barycentric_weights(
+                elevate(features, self.order), base.index_select(1, cell), rank.T.index_select(1, cell)
+            )
+        return Structure(Cells(cell, weights, rank), cell_vertices, coordinates, links)
+
+    def _check_range(self, name: str, features: Tensor) -> None:
         check_coordinate_range(
             name,
             features,
-            lattice_scale(dimension, self.order),
-            float(elevation_matrix(dimension).abs().sum(1).max()),
+            lattice_scale(self.dimension, self.order),
+            float(elevation_matrix(self.dimension).abs().sum(1).max()),
         )
+
+    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> tuple[Cells, Tensor]:
+        dimension = self.dimension
+        self._check_range(name, features)
         elevated = elevate(features, self.order)
         base, rank = enclosing_simplex(elevated.detach())
         weights = barycentric_weights(elevated, base, rank)
@@ -90,15 +129,15 @@ class PermutohedralLattice(SplatBlurSlice):
             corners = torch.cat([distinct[:, :1].expand(dimension + 1, -1, -1), corners], 2)
         # The ranks are a permutation of 0 … d: the last one is what is left of their sum.
         last = dimension * (dimension + 1) // 2 - distinct_rank.sum(1, keepdim=True)
-        return Cells(corners, cell, weights, torch.cat([distinct_rank, last], 1))
+        return Cells(cell, weights, torch.cat([distinct_rank, last], 1)), corners
 
     def diagonal(self) -> Tensor:
         """Return the exact diagonal of K, (N,): what each point gets back of its own value.
 
         Differentiable in the features. Cost: O(n d³) for each distinct simplex.
         """
-        cells = self.cells
-        kernel = corner_kernel(self.cell_vertices, cells.rank, self.axis_blurs, self.order)
+        cells = self.structure.cells
+        kernel = corner_kernel(self.structure.cell_vertices, cells.rank, self.axis_blurs, self.order)
         return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
 
 

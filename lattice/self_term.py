@@ -38,6 +38,7 @@ def corner_kernel(
     order: int,
 ) -> Tensor:
     """Return B[v_p, v_q] for all corners p, q of each simplex: (M, P, P)."""
+    cell_vertices = cell_vertices.to(torch.int64)
     cells, corners = cell_vertices.shape
     tables = [_padded(blur) for blur in blurs]
     if 2**corners * blurs[0].taps.shape[0] <= cells * corners**2:

@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from voxel.backend import why_not
+
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci")
 
@@ -14,6 +16,20 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request):
     """Each available device in turn. Of session scope, so that hypothesis tests can use it."""
     return torch.device(request.param)
+
+
+@pytest.fixture(params=["reference", "auto"])
+def backend(request):
+    """PyTorch, and what the user gets: compiled kernels on the CPU, where they were built."""
+    return request.param
+
+
+@pytest.fixture(params=["reference", "native"] if not why_not else ["reference"])
+def native(request, device):
+    """Whether compiled kernels run."""
+    if request.param == "native" and device.type != "cpu":
+        pytest.skip("the kernels are for the CPU")
+    return request.param == "native"
 
 
 @pytest.fixture(autouse=True)

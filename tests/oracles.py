@@ -20,7 +20,7 @@ def inside_cells(make, points, dimension, *, device="cpu", **options):
     """
     for seed in range(1000):
         features = cloud(points, dimension, seed=seed, device=device)
-        if make(features, **options).cells.weights.min() > 1e-4:
+        if make(features, **options).structure.cells.weights.min() > 1e-4:
             return features
     raise RuntimeError("no seed puts every point inside its cell")
 

@@ -301,7 +301,7 @@ class TestErrors:
     @pytest.mark.parametrize("weight", ["appearance_weight", "smoothness_weight"])
     def test_messages_beyond_the_dtype(self, logits, guide, weight):
         crf = DenseCRF(3, learn=(), **{weight: 3e38}).to(logits.device)
-        with pytest.raises(ValueError, match=r"left the range of torch\.float32 after 5 iterations"):
+        with pytest.raises(ValueError, match=r"left the range of torch\.float32 within \d iterations"):
             crf(logits, guide)
         assert bool(torch.isfinite(crf(logits.double(), guide)).all())
 

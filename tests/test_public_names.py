@@ -21,25 +21,25 @@ SIGNATURES = {
     hdcrf.DenseCRF: """num_labels iterations=5 appearance_weight=10.0 appearance_sigma_xy=80.0
         appearance_sigma_rgb=13.0 smoothness_weight=3.0 smoothness_sigma=3.0 compatibility='potts'
         normalization='symmetric' exclude_self=True method='permutohedral' order=1 halo=0 learn=('weights',)
-        tolerance=None output='marginals'""",
+        tolerance=None output='marginals' backend='auto'""",
     hdcrf.refine: """image probabilities=None labels=None num_labels=None gt_prob=0.7 iterations=10
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None
-        query=None query_batch=None order=1 halo=0""",
+        query=None query_batch=None order=1 halo=0 backend='auto'""",
     hdcrf.DenseCRF.infer: "self logits guide track=False return_logits=True progress=None",
     hdcrf.mean_field: """logits kernels compatibility iterations exclude_self=True tolerance=None track=False
         return_logits=True progress=None""",
-    hdcrf.build_filter: "features method='permutohedral' batch=None order=1 halo=0",
+    hdcrf.build_filter: "features method='permutohedral' batch=None order=1 halo=0 backend='auto'",
     hdcrf.pairwise_kernel: "operator weight normalization",
     hdcrf.Compatibility: "num_labels kind='potts' learn=False",
     hdcrf.bilateral_features: "guide sigma_xy sigma_rgb",
     hdcrf.logits_from_probabilities: "probabilities dim=1 floor=1e-06",
     hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
     hdcrf.labels_from_annotation: "annotation",
-    hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0",
-    lattice.PermutohedralLattice: "features batch=None order=1 halo=0",
+    hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0 backend='auto'",
+    lattice.PermutohedralLattice: "features batch=None order=1 halo=0 backend='auto'",
     lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
-    voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None",
+    voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None backend='auto'",
     voxel.SparseTensor: "coordinates features",
     voxel.SparseConv: """in_channels out_channels kernel_size dimension shape='cube' dilation=1 bias=True""",
 }

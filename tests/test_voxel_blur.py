@@ -5,7 +5,7 @@ import torch
 from oracles import blur_matrix, grown, simplex_axes
 
 from voxel import CoordinateIndex
-from voxel.blur import AxisBlur, grow
+from voxel.blur import AxisBlur, axis_links, grow
 
 STEPS = {"grid": (0, 1), "permutohedral": (2, -1), "diagonal": (-1, 1)}
 
@@ -20,7 +20,7 @@ def with_gaps(device):
 
 def blur(coordinates, step, order):
     step = torch.tensor(step, device=coordinates.device)
-    return AxisBlur.along(CoordinateIndex(coordinates), step, order, torch.float64)
+    return AxisBlur.of(axis_links(CoordinateIndex(coordinates), step), order, torch.float64)
 
 
 def dense(axis_blur):

@@ -9,17 +9,20 @@ from oracles import cloud, gaussian, inside_cells, relative_error
 from lattice import PermutohedralLattice
 from voxel import CoordinateRangeError, VoxelGrid
 
-FILTERS = {
-    "permutohedral": PermutohedralLattice,
-    "linear": partial(VoxelGrid, interpolation="linear"),
-    "nearest": partial(VoxelGrid, interpolation="nearest"),
+SMOOTH_FILTERS = {
+    "permutohedral": partial(PermutohedralLattice, backend="reference"),
+    "permutohedral-auto": PermutohedralLattice,
+    "linear": partial(VoxelGrid, interpolation="linear", backend="reference"),
+    "linear-auto": partial(VoxelGrid, interpolation="linear"),
+}
+FILTERS = SMOOTH_FILTERS | {
+    "nearest": partial(VoxelGrid, interpolation="nearest", backend="reference"),
+    "nearest-auto": partial(VoxelGrid, interpolation="nearest"),
 }
 NORMALIZATIONS = ["none", "before", "after", "symmetric"]
 
 every_filter = pytest.mark.parametrize("make", FILTERS.values(), ids=FILTERS)
-every_smooth_filter = pytest.mark.parametrize(
-    "make", [FILTERS["permutohedral"], FILTERS["linear"]], ids=["permutohedral", "linear"]
-)
+every_smooth_filter = pytest.mark.parametrize("make", SMOOTH_FILTERS.values(), ids=SMOOTH_FILTERS)
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
 
 
@@ -289,11 +292,11 @@ class TestOddShapes:
 
     def test_points_on_cell_borders(self, device, make):
         features = torch.cartesian_prod(*[torch.arange(-2.0, 3.0, dtype=torch.float64)] * 2).to(device)
-        for scale in (0.0, 1.0, 0.5, make(features).cells.corners.shape[0] ** 0.5):
+        for scale in (0.0, 1.0, 0.5, make(features).structure.cell_vertices.shape[1] ** 0.5):
             operator = make(features * scale)
             assert dense(operator).isfinite().all()
             close(operator.diagonal(), dense(operator).diagonal())
-            close(operator.cells.weights.sum(1), torch.ones(25, dtype=torch.float64, device=device))
+            close(operator.structure.cells.weights.sum(1), torch.ones(25, dtype=torch.float64, device=device))
 
 
 @pytest.mark.parametrize("dimension", [9, 12, 20])

@@ -20,7 +20,7 @@ from torch import Tensor
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.sparse_matrix import SparseMatrix
 
-__all__ = ["MOST_ROUNDS", "AxisBlur", "grow"]
+__all__ = ["MOST_ROUNDS", "AxisBlur", "axis_links", "grow"]
 
 MOST_ROUNDS = 16
 """More rounds bring no accuracy that shows beside the gaps, and building takes time quadratic in them."""
@@ -40,20 +40,15 @@ class AxisBlur:
     taps: Tensor
 
     @staticmethod
-    def along(index: CoordinateIndex, step: Tensor, order: int, dtype: torch.dtype) -> AxisBlur:
-        """Build the blur of `order` rounds along `step` (D,) over the indexed vertices."""
-        vertices = torch.arange(len(index), device=step.device)
-        # In 64 bits, so that no neighbour wraps around the range of the coordinates.
-        forward = index.lookup(index.coordinates.to(torch.int64) + step)
-        backward = torch.full_like(forward, -1)
-        backward[forward[forward >= 0]] = vertices[forward >= 0]
-
-        neighbours = vertices[:, None]
+    def of(links: Tensor, order: int, dtype: torch.dtype) -> AxisBlur:
+        """Build the blur of `order` rounds along the axis whose `links` (V, 2) these are."""
+        backward, forward = links.to(torch.int64).unbind(1)
+        neighbours = torch.arange(len(links), device=links.device)[:, None]
         for _ in range(order):
             before, after = _follow(neighbours[:, :1], backward), _follow(neighbours[:, -1:], forward)
             neighbours = torch.cat([before, neighbours, after], 1)
 
-        taps = torch.ones((len(index), 1), dtype=dtype, device=step.device)
+        taps = torch.ones((len(links), 1), dtype=dtype, device=links.device)
         for _ in range(order):
             # B^{m+1}[v, v+s] = ½ B^m[v, v+s] + ¼ B^m[v+1, v+s] + ¼ B^m[v-1, v+s]
             centre = torch.nn.functional.pad(taps, (1, 1))
@@ -62,9 +57,20 @@ class AxisBlur:
             taps = 0.5 * centre + 0.25 * (ahead + behind)
         return AxisBlur(neighbours, taps)
 
-    def matrix(self) -> SparseMatrix:
+    def matrix(self, *, native: bool = False) -> SparseMatrix:
         """Return B_aⁿ as a sparse matrix."""
-        return SparseMatrix.symmetric(self.neighbours, self.taps)
+        return SparseMatrix.symmetric(self.neighbours, self.taps, native=native)
+
+
+def axis_links(index: CoordinateIndex, step: Tensor) -> Tensor:
+    """Return the vertices one `step` (D,) behind and one ahead of each, -1 for none: (V, 2) int32."""
+    # In 64 bits, so that no neighbour wraps around the range of the coordinates.
+    forward = index.lookup(index.coordinates.to(torch.int64) + step)
+    links = torch.full((len(index), 2), -1, dtype=torch.int32, device=step.device)
+    links[:, 1] = forward
+    found = torch.nonzero(forward >= 0)[:, 0]
+    links[forward[found], 0] = found.to(torch.int32)
+    return links
 
 
 def _follow(vertices: Tensor, neighbour: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ class GaussianConv(nn.Module):
         return f"sigma={self.sigma}, truncate={self.truncate}"
 
 
-def gaussian_matrix(coordinates: Tensor, sigma: float, truncate: float, dtype: torch.dtype) -> SparseMatrix:
+def gaussian_matrix(
+    coordinates: Tensor, sigma: float, truncate: float, dtype: torch.dtype, *, native: bool = False
+) -> SparseMatrix:
     """Return the symmetric (V, V) matrix exp(-|v - u|² / 2σ²) of the voxels within `truncate` σ.
 
     Args:
@@ -133,6 +135,7 @@ def gaussian_matrix(coordinates: Tensor, sigma: float, truncate: float, dtype: t
         sigma: Standard deviation in voxels.
         truncate: Radius in units of sigma.
         dtype: Of the entries.
+        native: Whether its products run on the compiled kernels.
     """
     first, second, squared = pairs_within(coordinates, truncate * sigma)
     weights = torch.exp(squared.to(dtype) / (-2 * sigma * sigma))
@@ -141,4 +144,4 @@ def gaussian_matrix(coordinates: Tensor, sigma: float, truncate: float, dtype: t
     pointers = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)).to(integer)
     columns = second.to(integer)
     shape = (coordinates.shape[0], coordinates.shape[0])
-    return SparseMatrix(shape, weights, pointers, columns, weights, pointers, columns)
+    return SparseMatrix(shape, weights, pointers, columns, weights, pointers, columns, native)

@@ -11,11 +11,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from voxel.blur import AxisBlur, grow
+from voxel.backend import kernels, uses_native
+from voxel.blur import AxisBlur, axis_links, grow
 from voxel.checks import check_matrix, check_same_kind
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.filter_operator import FilterOperator
@@ -26,19 +28,34 @@ __all__ = ["Cells", "SplatBlurSlice"]
 
 @dataclass(frozen=True)
 class Cells:
-    """The lattice cells (simplices or cubes) that points lie in, each once.
+    """The M lattice cells (simplices or cubes) that points lie in.
 
     Attributes:
-        corners: (P, M, D) integer coordinates of the P corners of the M distinct cells, batch first if any.
-        cell: (N,) int64 the cell of each point.
+        cell: (N,) integers, the cell of each point.
         weights: (N, P) interpolation weights of each point's corners; they sum to 1.
         rank: (M, P) the rank of each coordinate, which tells the shape of a simplex; (M, 0) for cubes.
     """
 
-    corners: Tensor
     cell: Tensor
     weights: Tensor
     rank: Tensor
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The cells of the points, and the vertices that they touch.
+
+    Attributes:
+        cells: The cells.
+        cell_vertices: (M, P) integers, the vertex at each corner of each cell.
+        coordinates: (V, D) distinct integers, those of the vertices, batch first if any.
+        links: (A, V, 2) int32, the vertices one step behind and one ahead along each axis, -1 for none.
+    """
+
+    cells: Cells
+    cell_vertices: Tensor
+    coordinates: Tensor
+    links: Tensor
 
 
 class SplatBlurSlice(FilterOperator):
@@ -51,10 +68,11 @@ class SplatBlurSlice(FilterOperator):
         order: Rounds of blur along each axis.
         halo: Rings of neighbours added around the occupied vertices.
         constant: c, which makes K approximate the true sum.
-    """
+        backend: "auto", "reference" or "native".
 
-    interpolation: SparseMatrix  # S, (N, V)
-    blurs: Sequence[SparseMatrix]  # B_1 … B_A, each (V, V)
+    Attributes:
+        native: Whether the compiled kernels run.
+    """
 
     def __init__(
         self,
@@ -65,6 +83,7 @@ class SplatBlurSlice(FilterOperator):
         order: int,
         halo: int,
         constant: float,
+        backend: str,
     ) -> None:
         super().__init__(features, batch)
         if constant > torch.finfo(features.dtype).max:
@@ -74,30 +93,56 @@ class SplatBlurSlice(FilterOperator):
                 f"filter approximate the sum is beyond {features.dtype}; {advice} dimensions"
             )
         self.order, self.halo, self.constant = order, halo, constant
-        self.cells = self._cells("features", features, batch)
-        corners = self.cells.corners
+        self.native = uses_native(backend, features)
+        self.structure = self._structure(axes)
+
+    def _structure(self, axes: Tensor) -> Structure:
+        cells, corners = self._cells("features", self.features, self.batch)
         occupied, vertex = unique_rows(corners.flatten(0, 1))
-        if halo:
-            self.index = CoordinateIndex(grow(occupied, axes, halo))
-            vertex = self.index.lookup(occupied)[vertex]
-        else:
-            self.index = CoordinateIndex(occupied)
-        #: (M, P) the vertex at each corner of each cell.
-        self.cell_vertices = vertex.reshape(corners.shape[:2]).T.contiguous()
-        self.interpolation = SparseMatrix.from_rows(
-            self.cell_vertices[self.cells.cell], self.cells.weights, self.num_vertices
-        )
-        self.axis_blurs = [AxisBlur.along(self.index, axis, order, features.dtype) for axis in axes]
-        self.blurs = [axis_blur.matrix() for axis_blur in self.axis_blurs]
+        coordinates = occupied
+        if self.halo:
+            coordinates = grow(occupied, axes, self.halo)
+            vertex = CoordinateIndex(coordinates).lookup(occupied)[vertex]
+        index = CoordinateIndex(coordinates)
+        cell_vertices = vertex.reshape(corners.shape[:2]).T.contiguous()
+        links = [axis_links(index, axis) for axis in axes]
+        empty = torch.empty((0, len(coordinates), 2), dtype=torch.int32, device=coordinates.device)
+        return Structure(cells, cell_vertices, coordinates, torch.stack(links) if links else empty)
+
+    @cached_property
+    def index(self) -> CoordinateIndex:
+        """The coordinates of the vertices, to look up those around a query."""
+        return CoordinateIndex(self.structure.coordinates)
+
+    @cached_property
+    def interpolation(self) -> SparseMatrix:
+        """S, (N, V)."""
+        cells = self.structure.cells
+        vertices = self.structure.cell_vertices.index_select(0, cells.cell)
+        return SparseMatrix.from_rows(vertices, cells.weights, self.num_vertices, native=self.native)
+
+    @cached_property
+    def axis_blurs(self) -> Sequence[AxisBlur]:
+        """The blur along each axis, as tables of taps."""
+        return [AxisBlur.of(links, self.order, self.features.dtype) for links in self.structure.links]
+
+    @cached_property
+    def blurs(self) -> Sequence[SparseMatrix]:
+        """B_1 … B_A, each (V, V)."""
+        return [axis_blur.matrix(native=self.native) for axis_blur in self.axis_blurs]
 
     @abstractmethod
-    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> Cells:
-        """Find the cell of each point and its interpolation weights; `name` is for messages."""
+    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> tuple[Cells, Tensor]:
+        """Find the cell of each point and its interpolation weights; `name` is for messages.
+
+        Returns:
+            The cells, and the (P, M, D) integer coordinates of their P corners, batch first if any.
+        """
 
     @property
     def num_vertices(self) -> int:
         """V, the number of lattice vertices stored."""
-        return len(self.index)
+        return len(self.structure.coordinates)
 
     def splat(self, values: Tensor) -> Tensor:
         """Spread (N, C) values of the points onto the vertices: Sᵀ v, (V, C)."""
@@ -133,15 +178,44 @@ class SplatBlurSlice(FilterOperator):
         return vertex_values
 
     def _apply(self, values: Tensor, target: object) -> Tensor:
+        if target is None and self.native and self.has_axes and not self._differentiates(values):
+            return self._filter_natively(values)
         matrix = self.interpolation if target is None else self._target_matrix(target)
         blurred = self._blur(self.interpolation.transposed_product(values))
         return matrix.product(blurred * self.constant)
 
+    @property
+    def has_axes(self) -> bool:
+        """Whether the blur is one along axes."""
+        return len(self.structure.links) > 0
+
+    def _differentiates(self, values: Tensor) -> bool:
+        return torch.is_grad_enabled() and (
+            values.requires_grad or self.structure.cells.weights.requires_grad
+        )
+
+    def _filter_natively(self, values: Tensor) -> Tensor:
+        cells = self.structure.cells
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        kernels().filter(
+            values.detach().contiguous(),
+            cells.cell.to(torch.int32),
+            self.structure.cell_vertices.to(torch.int32),
+            cells.weights.detach(),
+            self.structure.links,
+            self.order,
+            self.constant,
+            result,
+            torch.get_num_threads(),
+        )
+        return result
+
     def _target(self, query: Tensor, query_batch: Tensor | None) -> SparseMatrix:
-        cells = self._cells("query", query, query_batch)
-        corners = cells.corners
+        cells, corners = self._cells("query", query, query_batch)
         vertex = self.index.lookup(corners.flatten(0, 1)).reshape(corners.shape[:2]).T
-        return SparseMatrix.from_rows(vertex[cells.cell], cells.weights, self.num_vertices)
+        return SparseMatrix.from_rows(
+            vertex.index_select(0, cells.cell), cells.weights, self.num_vertices, native=self.native
+        )
 
     @staticmethod
     def _target_matrix(target: object) -> SparseMatrix:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,6 +44,7 @@ class VoxelGrid(SplatBlurSlice):
         order: n, 1 to 16, the accuracy: rounds of blur, or half the voxels per standard deviation.
         halo: h ≥ 0, the rings of neighbours stored around the occupied vertices (linear only).
         interpolation: "linear", "nearest", or None: linear for d ≤ 6, nearest above.
+        backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
     Attributes:
         num_vertices: V, the number of voxels (linear: voxel corners) stored.
@@ -69,6 +72,7 @@ class VoxelGrid(SplatBlurSlice):
         order: int = 1,
         halo: int = 0,
         interpolation: str | None = None,
+        backend: str = "auto",
     ) -> None:
         check_count("order", order, 1, MOST_ROUNDS)
         check_count("halo", halo, 0)
@@ -95,26 +99,37 @@ class VoxelGrid(SplatBlurSlice):
             constant = power(1 / _kernel_variance(order), dimension / 2)
             steps = torch.empty(0, dimension, dtype=torch.int64, device=features.device)
         super().__init__(
-            features, batch, axes=axis_steps(steps, batch), order=order, halo=halo, constant=constant
+            features,
+            batch,
+            axes=axis_steps(steps, batch),
+            order=order,
+            halo=halo,
+            constant=constant,
+            backend=backend,
         )
-        if not self.linear:
-            self.blurs = [self._gaussian()]
+
+    @cached_property
+    def blurs(self) -> Sequence[SparseMatrix]:
+        """The blurs along the axes, or the one convolution."""
+        return super().blurs if self.linear else [self._gaussian()]
 
     def _gaussian(self) -> SparseMatrix:
-        coordinates = self.index.coordinates
+        coordinates = self.structure.coordinates
         if self.batch is None:
             coordinates = torch.nn.functional.pad(coordinates, (1, 0))
         deviation = math.sqrt(_kernel_variance(self.order))
         truncate = _TRUNCATE / deviation
-        return gaussian_matrix(coordinates, deviation * self._scale, truncate, self.features.dtype)
+        return gaussian_matrix(
+            coordinates, deviation * self._scale, truncate, self.features.dtype, native=self.native
+        )
 
-    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> Cells:
+    def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> tuple[Cells, Tensor]:
         check_coordinate_range(name, features, self._scale)
         scaled = features * self._scale
         lowest = torch.floor(scaled.detach())
         distinct, cell = unique_rows(with_batch(lowest.to(torch.int32), batch))
         if not self.linear:
-            return Cells(distinct[None], cell, torch.ones_like(features[:, :1]), distinct[:, :0])
+            return Cells(cell, torch.ones_like(features[:, :1]), distinct[:, :0]), distinct[None]
         fraction = scaled - lowest
         ways = list(itertools.product((0, 1), repeat=features.shape[1]))
         bits = torch.tensor(ways, dtype=torch.int32, device=features.device)  # (P, d)
@@ -122,7 +137,7 @@ class VoxelGrid(SplatBlurSlice):
         for axis in range(features.shape[1]):
             part = fraction[:, axis : axis + 1]
             weights = (weights[:, :, None] * torch.stack([1 - part, part], 2)).flatten(1)
-        return Cells(distinct + axis_steps(bits, batch)[:, None], cell, weights, distinct[:, :0])
+        return Cells(cell, weights, distinct[:, :0]), distinct + axis_steps(bits, batch)[:, None]
 
     def diagonal(self) -> Tensor:
         """Return the exact diagonal of K, (N,): what each point gets back of its own value.
@@ -130,7 +145,7 @@ class VoxelGrid(SplatBlurSlice):
         A way that leaves a cube along one axis cannot come back along another. So between the corners of
         one cube, the blur is the product of its restrictions to the pairs of corners along each axis.
         """
-        weights = self.cells.weights
+        weights = self.structure.cells.weights
         if not self.linear:
             return weights[:, 0] * self.constant
         blurred = weights
@@ -139,9 +154,9 @@ class VoxelGrid(SplatBlurSlice):
             bit = 1 << (self.dimension - 1 - axis)
             partner = corners ^ bit
             towards = torch.where(corners & bit > 0, self.order - 1, self.order + 1)  # column of the partner
-            stay = blur.taps[:, self.order][self.cell_vertices]  # (M, P)
-            cross = blur.taps[self.cell_vertices, towards]
-            cell = self.cells.cell
+            stay = blur.taps[:, self.order][self.structure.cell_vertices]  # (M, P)
+            cross = blur.taps[self.structure.cell_vertices, towards]
+            cell = self.structure.cells.cell
             blurred = stay[cell] * blurred + cross[cell] * blurred[:, partner]
         return self.constant * (weights * blurred).sum(1)
 

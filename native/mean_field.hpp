@@ -1,0 +1,363 @@
+// One iteration of mean field, in one pass over the points: slice and smooth the marginals, weigh the labels against
+// each other, softmax, and splat the new marginals. The kernel of the loop in hdcrf/mean_field.py.
+//
+// Points are gone through in blocks of rows that stay in the cache. Each thread has vertices of its own to splat to,
+// and the next iteration begins by adding these up; so a thread count gives the same bits each time.
+//
+// Two labels under Potts need one number a point: with v = Q(1) - Q(0), the difference of their messages is K v.
+
+#pragma once
+
+#include <algorithm>
+
+#include "blur.hpp"
+#include "smoothing.hpp"
+
+namespace hdcrf {
+
+enum class Costs { potts, diagonal, full };
+
+template <typename T>
+struct MeanField {
+    int64_t points, labels;
+    const T* logits;  // (N, K)
+
+    // The lattice; no vertices, no lattice.
+    int64_t vertices = 0;
+    int corners = 0, axes = 0, order = 1;
+    const int32_t* cell = nullptr;           // (N,)
+    const int32_t* cell_vertices = nullptr;  // (M, P)
+    const T* weights = nullptr;              // (N, P)
+    const int32_t* links = nullptr;          // (A, V, 2)
+    const T *left = nullptr, *right = nullptr;  // (N,) or null for ones
+    T scale = 1;
+
+    const Smoothing<T>* smoothing = nullptr;  // of images with `channels()` channels; null without
+    T smoothing_weight = 1;
+    const T* own = nullptr;  // (N,) diagonal to leave out, or null
+
+    Costs costs = Costs::potts;
+    // (stride,) for diagonal; for full (K, stride), row b the negative cost of meeting b, for each label.
+    const T* reward = nullptr;
+
+    bool pairs() const { return labels == 2 && costs == Costs::potts; }
+    int64_t channels() const { return pairs() ? 1 : labels; }
+    // Numbers a vertex takes.
+    int64_t stride() const { return pairs() ? 1 : (labels + lanes<T> - 1) / lanes<T> * lanes<T>; }
+
+    // The vertices' values: two sets of (V, stride) for the blur, and one for each thread to splat to.
+    struct Workspace {
+        int threads;
+        bool splatted = false;
+        Buffer<T> blurred;
+        std::vector<Buffer<T>> splat;
+        std::vector<typename Smoothing<T>::Workspace> smooth;
+        std::vector<std::vector<T>> row;
+    };
+
+    Workspace workspace(int threads) const;
+
+    // Q ← softmax(logits), or, if `messages`, softmax(logits - μ m(previous)); and splat Q if there is more to come.
+    // `previous` and `next` (N, channels) must not be the same; `updated` (N, K) takes the new logits or is null. With
+    // no more to come, `next` is (N, K) also for pairs.
+    // Returns false if a sum was not finite.
+    bool step(const T* previous, T* next, T* updated, bool messages, bool more, Workspace& space) const;
+
+private:
+    template <int NV>
+    void labels_of(
+        int64_t first, int64_t count, int64_t end, const T* smoothed, const T* previous, T* next, T* updated,
+        const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess
+    ) const;
+    void pairs_of(
+        int64_t first, int64_t count, const T* smoothed, const T* previous, T* next, T* updated,
+        const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess, bool last
+    ) const;
+};
+
+template <typename T>
+typename MeanField<T>::Workspace MeanField<T>::workspace(int threads) const {
+    Workspace space;
+    space.threads = useful_threads(threads, points * channels(), 1 << 15);
+    const size_t size = size_t(vertices * stride());
+    space.blurred.resize(size);
+    for (int thread = 0; thread < space.threads; thread++) {
+        space.splat.emplace_back(size);
+        if (smoothing) space.smooth.push_back(smoothing->workspace());
+        space.row.emplace_back(size_t(2 * (stride() + lanes<T>) + (pairs() ? 1024 : labels)));
+    }
+    return space;
+}
+
+template <typename T>
+bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, bool more, Workspace& space) const {
+    constexpr int64_t strip = 512;  // points at a time, where no rows of pixels tell
+    const int64_t width = smoothing ? smoothing->width : std::min(strip, points);
+    const int64_t height = smoothing ? smoothing->height : (points + width - 1) / width;
+    const int64_t image = smoothing ? height * width : points;
+    const int64_t blocks = (height + rows_at_once - 1) / rows_at_once;
+    const int64_t images = points / image, size = vertices * stride();
+    std::atomic<bool> finite{true};
+    parallel(space.threads, [&](Team& team, int thread) {
+        const T* vertex_values = nullptr;
+        if (messages && vertices) {
+            // Add up what the threads splatted, and blur it: to and fro between `blurred`, where it is to end, and the
+            // first thread's vertices, which are free from then on.
+            T* sums = space.blurred.data();
+            T* other = space.splat[0].data();
+            if (axes * order % 2) std::swap(sums, other);
+            const Range range = share(size, thread, team.threads);
+            for (int64_t i = range.begin; i < range.end; i++) {
+                T total = space.splat[0][size_t(i)];
+                for (size_t part = 1; part < space.splat.size(); part++) total += space.splat[part][size_t(i)];
+                sums[i] = total;
+            }
+            vertex_values = blur(team, thread, sums, other, links, vertices, axes, order, stride(), scale, false);
+        }
+        // Work for as many threads as there are splats; fewer may have come.
+        for (int part = thread; part < space.threads; part += team.threads) {
+            T* splat_to = nullptr;
+            if (more && vertices) {
+                splat_to = space.splat[size_t(part)].data();
+                std::fill_n(splat_to, size, T(0));
+            }
+            T* scratch = space.row[size_t(part)].data();
+            Vector<T> excess{};  // zero as long as all is finite, NaN from then on
+            const T* const before = messages ? previous : nullptr;
+            const auto process = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
+                const auto call = [&](auto function) {
+                    (this->*function)(
+                        first, count, end, smoothed, before, next, updated, vertex_values, splat_to, scratch, excess
+                    );
+                };
+                if (pairs()) {
+                    for (int64_t done = 0; done < count; done += 1024) {
+                        const int64_t some = std::min<int64_t>(1024, count - done);
+                        pairs_of(
+                            first + done, some, smoothed ? smoothed + done : nullptr, before, next, updated,
+                            vertex_values, splat_to, scratch, excess, !more
+                        );
+                    }
+                    return;
+                }
+                switch (stride() / lanes<T>) {
+                    case 1: return call(&MeanField::labels_of<1>);
+                    case 2: return call(&MeanField::labels_of<2>);
+                    case 3: return call(&MeanField::labels_of<3>);
+                    case 4: return call(&MeanField::labels_of<4>);
+                    default: return call(&MeanField::labels_of<0>);
+                }
+            };
+            const Range range = share(images * blocks, part, space.threads);
+            // What is written beyond the last pixel of a part would be another thread's.
+            const auto place = [&](int64_t block) {
+                return block / blocks * image + std::min(image, block % blocks * rows_at_once * width);
+            };
+            const int64_t end = place(range.end);
+            for (int64_t block = range.begin; block < range.end; block++) {
+                const int64_t start = block / blocks * image, row = block % blocks * rows_at_once;
+                if (!smoothing || !messages) {
+                    process(place(block), place(block + 1) - place(block), end, nullptr);
+                    continue;
+                }
+                auto& smooth = space.smooth[size_t(part)];
+                smoothing->smooth_rows(previous + start * channels(), row, smooth);
+                for (int r = 0; r < rows_at_once && row + r < height; r++)
+                    process(start + (row + r) * width, width, end, smooth.horizontal.data() + r * smoothing->row());
+            }
+            if (sum(excess) != T(0)) finite.store(false, std::memory_order_relaxed);
+        }
+    });
+    return finite.load();
+}
+
+template <typename T>
+inline Vector<T> rotated_larger(Vector<T> v) {
+    if constexpr (lanes<T> == 8) {
+        v = larger<T>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+        v = larger<T>(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+        return larger<T>(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+    } else {
+        v = larger<T>(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+        return larger<T>(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
+    }
+}
+
+template <typename T>
+inline Vector<T> rotated_sum(Vector<T> v) {
+    if constexpr (lanes<T> == 8) {
+        v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+        v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+        return v + __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+    } else {
+        v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
+        return v + __builtin_shufflevector(v, v, 1, 0, 3, 2);
+    }
+}
+
+template <typename T>
+template <int NV>
+void MeanField<T>::labels_of(
+    int64_t first, int64_t count, int64_t end, const T* smoothed, const T* previous, T* next, T* updated,
+    const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess
+) const {
+    constexpr int L = lanes<T>;
+    const int nv = NV ? NV : int(stride() / L);
+    const int64_t K = labels, width = stride();
+    const int last_lanes = int(K - (nv - 1) * L);
+    Integers<T> lane;
+    for (int i = 0; i < L; i++) lane[i] = i;
+    const Integers<T> filled = lane < last_lanes;
+    const T infinity = std::numeric_limits<T>::infinity();
+    // In registers for few labels, in memory for many.
+    Vector<T> few[NV ? NV : 1], costs_of_few[NV ? NV : 1];
+    Vector<T>* m = NV ? few : reinterpret_cast<Vector<T>*>((reinterpret_cast<uintptr_t>(scratch) + 31) & ~uintptr_t(31));
+    Vector<T>* u = NV ? costs_of_few : nullptr;
+    std::vector<Vector<T>> many;
+    if (!NV) {
+        many.resize(size_t(nv));
+        u = many.data();
+    }
+    const int64_t all = points * K;
+    for (int64_t x = 0; x < count; x++) {
+        const int64_t i = first + x, at = i * K;
+        // Vectors reach beyond the point's own labels; beyond the last points' there is nothing to read or write.
+        const bool room = at + width <= all;
+        const bool room_to_write = at + width <= end * K;
+        const auto read = [&](const T* from, int v) {
+            return v < nv - 1 || room ? load(from + at + v * L) : load_some(from + at + v * L, last_lanes);
+        };
+        const auto write = [&](T* to, int v, Vector<T> value) {
+            if (v < nv - 1 || room_to_write)
+                store(to + at + v * L, value);
+            else
+                store_some(to + at + v * L, value, last_lanes);
+        };
+        for (int v = 0; v < nv; v++) u[v] = read(logits, v);
+        if (previous) {
+            for (int v = 0; v < nv; v++) m[v] = Vector<T>{};
+            if (vertex_values) {
+                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+                const T* w = weights + i * corners;
+                for (int p = 0; p < corners; p++) {
+                    const T* from = vertex_values + vertex[p] * width;
+                    for (int v = 0; v < nv; v++) m[v] += w[p] * load(from + v * L);
+                }
+                if (left)
+                    for (int v = 0; v < nv; v++) m[v] *= left[i];
+            }
+            if (smoothed) {
+                const T* from = smoothed + x * smoothing->stride;
+                for (int v = 0; v < nv; v++) m[v] += smoothing_weight * load(from + v * L);
+            }
+            if (own)
+                for (int v = 0; v < nv; v++) m[v] -= own[i] * read(previous, v);
+            if (costs == Costs::potts) {
+                for (int v = 0; v < nv; v++) u[v] += m[v];
+            } else if (costs == Costs::diagonal) {
+                for (int v = 0; v < nv; v++)
+                    u[v] += m[v] * load(reward + v * L);
+            } else {
+                T* message = scratch + width + L;
+                for (int v = 0; v < nv; v++) store(message + v * L, m[v]);
+                for (int64_t b = 0; b < K; b++) {
+                    const T* row = reward + b * width;
+                    for (int v = 0; v < nv; v++) u[v] += message[b] * load(row + v * L);
+                }
+            }
+        }
+        if (updated)
+            for (int v = 0; v < nv; v++) write(updated, v, u[v]);
+        u[nv - 1] = filled ? u[nv - 1] : Vector<T>{};
+        for (int v = 0; v < nv; v++) excess += u[v] * T(0);
+        u[nv - 1] = filled ? u[nv - 1] : broadcast(-infinity);
+        Vector<T> highest = u[0];
+        for (int v = 1; v < nv; v++) highest = larger<T>(highest, u[v]);
+        highest = rotated_larger<T>(highest);
+        Vector<T> total{};
+        for (int v = 0; v < nv; v++) {
+            u[v] = exponential(u[v] - highest);
+            if (v == nv - 1) u[v] = filled ? u[v] : Vector<T>{};
+            total += u[v];
+        }
+        const Vector<T> inverse = T(1) / rotated_sum<T>(total);
+        for (int v = 0; v < nv; v++) {
+            u[v] *= inverse;
+            write(next, v, u[v]);
+        }
+        if (splat_to) {
+            if (right)
+                for (int v = 0; v < nv; v++) u[v] *= right[i];
+            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+            const T* w = weights + i * corners;
+            for (int p = 0; p < corners; p++) {
+                T* to = splat_to + vertex[p] * width;
+                for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
+            }
+        }
+    }
+}
+
+template <typename T>
+void MeanField<T>::pairs_of(
+    int64_t first, int64_t count, const T* smoothed, const T* previous, T* next, T* updated, const T* vertex_values,
+    T* splat_to, T* scratch, Vector<T>& excess, bool last
+) const {
+    T* difference = scratch;
+    for (int64_t x = 0; x < count; x++) {
+        const int64_t i = first + x;
+        difference[x] = logits[2 * i + 1] - logits[2 * i];
+    }
+    if (previous) {
+        if (vertex_values)
+            for (int64_t x = 0; x < count; x++) {
+                const int64_t i = first + x;
+                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+                const T* w = weights + i * corners;
+                T total = 0;
+                for (int p = 0; p < corners; p++) total += w[p] * vertex_values[vertex[p]];
+                difference[x] += left ? left[i] * total : total;
+            }
+        if (smoothed)
+            for (int64_t x = 0; x < count; x++) difference[x] += smoothing_weight * smoothed[x];
+        if (own)
+            for (int64_t x = 0; x < count; x++) difference[x] -= own[first + x] * previous[first + x];
+    }
+    if (updated)
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            updated[2 * i] = logits[2 * i];
+            updated[2 * i + 1] = logits[2 * i] + difference[x];
+        }
+    for (int64_t x = 0; x < count; x++) excess[0] += difference[x] * T(0);
+    if (last) {
+        for (int64_t x = 0; x < count; x++) {
+            const T e = exponential(broadcast(-std::abs(difference[x])))[0], more = T(1) / (T(1) + e), less = e * more;
+            next[2 * (first + x)] = difference[x] > 0 ? less : more;
+            next[2 * (first + x) + 1] = difference[x] > 0 ? more : less;
+        }
+        return;
+    }
+    // v = Q(1) - Q(0) = tanh(½ difference) = (1 - e) / (1 + e) with e = exp(-|difference|), and the sign.
+    for (int64_t x = 0; x < count; x += lanes<T>) {
+        const int some = int(std::min<int64_t>(lanes<T>, count - x));
+        const Vector<T> d = some == lanes<T> ? load(difference + x) : load_some(difference + x, some);
+        const Vector<T> e = exponential(d > 0 ? -d : d);
+        const Vector<T> size = (T(1) - e) / (T(1) + e);
+        const Vector<T> v = d > 0 ? size : -size;
+        if (some == lanes<T>)
+            store(next + first + x, v);
+        else
+            store_some(next + first + x, v, some);
+    }
+    if (splat_to)
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+            const T* w = weights + i * corners;
+            const T value = right ? right[i] * next[i] : next[i];
+            for (int p = 0; p < corners; p++) splat_to[vertex[p]] += w[p] * value;
+        }
+}
+
+}  // namespace hdcrf

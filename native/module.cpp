@@ -1,0 +1,256 @@
+// The kernels as Python functions: arrays in, arrays out. Python checks the arguments before; here only dtypes and
+// layouts are.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <memory>
+#include <optional>
+
+#include "mean_field.hpp"
+#include "permutohedral.hpp"
+#include "sparse_product.hpp"
+#include "splat_blur_slice.hpp"
+
+namespace nb = nanobind;
+using namespace hdcrf;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Output = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+using Released = nb::call_guard<nb::gil_scoped_release>;
+
+template <typename T>
+const T* pointer(const std::optional<Array<T>>& array) {
+    return array ? array->data() : nullptr;
+}
+
+// An array that owns what it shows.
+template <typename T, typename Owner>
+nb::ndarray<nb::numpy, T> owned(Owner&& content, T* (*data)(Owner&), std::initializer_list<size_t> shape) {
+    auto* owner = new Owner(std::move(content));
+    nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<Owner*>(p); });
+    return nb::ndarray<nb::numpy, T>(data(*owner), shape, capsule);
+}
+template <typename T>
+nb::ndarray<nb::numpy, T> owned(std::vector<T>&& content, std::initializer_list<size_t> shape) {
+    return owned<T, std::vector<T>>(std::move(content), [](std::vector<T>& v) { return v.data(); }, shape);
+}
+template <typename T>
+nb::ndarray<nb::numpy, T> owned(Buffer<T>&& content, std::initializer_list<size_t> shape) {
+    return owned<T, Buffer<T>>(std::move(content), [](Buffer<T>& b) { return b.data(); }, shape);
+}
+
+template <typename T>
+nb::object build_permutohedral(
+    nb::ndarray<const T, nb::ndim<2>, nb::device::cpu> features, Array<T> elevation,
+    std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
+) {
+    PermutohedralBuild<T> lattice;
+    lattice.features = features.data();
+    lattice.points = int64_t(features.shape(0));
+    lattice.dimension = int(features.shape(1));
+    lattice.point_stride = features.stride(0);
+    lattice.feature_stride = features.stride(1);
+    lattice.elevation = elevation.data();
+    lattice.batch = pointer(batch);
+    lattice.seed = seed;
+    const size_t size = size_t(lattice.dimension) + 1, points = size_t(lattice.points);
+    Buffer<int32_t> links;
+    bool distinct;
+    {
+        nb::gil_scoped_release released;
+        distinct = lattice.build(halo, threads);
+        if (distinct) {
+            links.resize(2 * size * size_t(lattice.num_vertices()));
+            lattice.link(links.data(), threads);
+        }
+    }
+    if (!distinct) return nb::none();
+    const size_t cells = size_t(lattice.num_cells()), vertices = size_t(lattice.num_vertices());
+    return nb::make_tuple(
+        owned(std::move(lattice.cell), {points}), owned(std::move(lattice.weights), {points, size}),
+        owned(std::move(lattice.cell_vertices), {cells, size}), owned(std::move(lattice.ranks), {cells, size}),
+        owned(std::move(lattice.coordinates), {vertices, size - 1 + (batch ? 1 : 0)}),
+        owned(std::move(links), {size, vertices, size_t(2)})
+    );
+}
+
+// A mean field with the arrays that it reads, and the memory that it works in.
+template <typename T>
+class MeanFieldRun {
+public:
+    MeanFieldRun(
+        Array<T> logits, std::optional<nb::tuple> lattice, std::optional<nb::tuple> smoothing,
+        std::optional<Array<T>> own, std::optional<Array<T>> reward, int threads
+    )
+        : logits_(logits), own_(own) {
+        field_.points = int64_t(logits.shape(0));
+        field_.labels = int64_t(logits.shape(1));
+        field_.logits = logits.data();
+        field_.own = pointer(own_);
+        if (reward) {
+            const int64_t rows = reward->ndim() == 1 ? 1 : field_.labels;
+            field_.costs = reward->ndim() == 1 ? Costs::diagonal : Costs::full;
+            reward_.assign(size_t(rows * field_.stride()), T(0));
+            for (int64_t row = 0; row < rows; row++)
+                std::copy_n(reward->data() + row * field_.labels, field_.labels, &reward_[size_t(row * field_.stride())]);
+            field_.reward = reward_.data();
+        }
+        if (lattice) {
+            const nb::tuple& of = *lattice;
+            cell_ = nb::cast<Array<int32_t>>(of[0]);
+            cell_vertices_ = nb::cast<Array<int32_t>>(of[1]);
+            weights_ = nb::cast<Array<T>>(of[2]);
+            links_ = nb::cast<Array<int32_t>>(of[3]);
+            left_ = nb::cast<std::optional<Array<T>>>(of[4]);
+            right_ = nb::cast<std::optional<Array<T>>>(of[5]);
+            field_.order = nb::cast<int>(of[6]);
+            field_.scale = nb::cast<T>(of[7]);
+            field_.cell = cell_.data();
+            field_.cell_vertices = cell_vertices_.data();
+            field_.corners = int(weights_.shape(1));
+            field_.weights = weights_.data();
+            field_.links = links_.data();
+            field_.axes = int(links_.shape(0));
+            field_.vertices = int64_t(links_.shape(1));
+            field_.left = pointer(left_);
+            field_.right = pointer(right_);
+        }
+        if (smoothing) {
+            const nb::tuple& of = *smoothing;
+            for (size_t i = 0; i < 5; i++) factors_[i] = nb::cast<Array<T>>(of[i]);
+            field_.smoothing_weight = nb::cast<T>(of[5]);
+            smoothing_ = std::make_unique<Smoothing<T>>(
+                int64_t(factors_[1].size()), int64_t(factors_[3].size()), field_.channels(), factors_[0].data(),
+                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[2].data(), factors_[3].data(),
+                factors_[4].data()
+            );
+            field_.smoothing = smoothing_.get();
+        }
+        space_ = field_.workspace(threads);
+    }
+
+    bool step(std::optional<Array<T>> previous, Output<T> next, std::optional<Output<T>> updated, bool more) {
+        return field_.step(pointer(previous), next.data(), updated ? updated->data() : nullptr, previous.has_value(), more, space_);
+    }
+    int64_t channels() const { return field_.channels(); }
+
+private:
+    Array<T> logits_;
+    std::optional<Array<T>> own_;
+    std::vector<T> reward_;
+    Array<int32_t> cell_, cell_vertices_, links_;
+    Array<T> weights_, factors_[5];
+    std::optional<Array<T>> left_, right_;
+    std::unique_ptr<Smoothing<T>> smoothing_;
+    MeanField<T> field_;
+    typename MeanField<T>::Workspace space_;
+};
+
+template <typename T, typename I>
+void define_products(nb::module_& module) {
+    module.def(
+        "sparse_product",
+        [](Array<T> values, Array<T> weights, Array<I> row_pointers, Array<I> columns, Output<T> out, int threads) {
+            sparse_product(
+                values.data(), weights.data(), row_pointers.data(), columns.data(), out.data(),
+                int64_t(out.shape(0)), int64_t(out.shape(1)), threads
+            );
+        },
+        Released()
+    );
+    module.def(
+        "sampled_product",
+        [](Array<T> left, Array<T> right, Array<I> row_pointers, Array<I> columns, Output<T> out, int threads) {
+            sampled_product(
+                left.data(), right.data(), row_pointers.data(), columns.data(), out.data(), int64_t(left.shape(0)),
+                int64_t(left.shape(1)), threads
+            );
+        },
+        Released()
+    );
+}
+
+template <typename T>
+void define(nb::module_& module, const char* mean_field) {
+    define_products<T, int32_t>(module);
+    define_products<T, int64_t>(module);
+    module.def(
+        "permutohedral", &build_permutohedral<T>, nb::arg("features"), nb::arg("elevation"), nb::arg("batch").none(),
+        nb::arg("halo"), nb::arg("seed"), nb::arg("threads")
+    );
+    module.def(
+        "filter",
+        [](Array<T> values, Array<int32_t> cell, Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links,
+           int order, T scale, Output<T> out, int threads) {
+            SplatBlurSlice<T> lattice;
+            lattice.points = int64_t(values.shape(0));
+            lattice.channels = int64_t(values.shape(1));
+            lattice.corners = int(weights.shape(1));
+            lattice.axes = int(links.shape(0));
+            lattice.vertices = int64_t(links.shape(1));
+            lattice.order = order;
+            lattice.cell = cell.data();
+            lattice.cell_vertices = cell_vertices.data();
+            lattice.weights = weights.data();
+            lattice.links = links.data();
+            lattice.scale = scale;
+            lattice.filter(values.data(), out.data(), threads);
+        },
+        Released()
+    );
+    module.def(
+        "smooth",
+        [](Array<T> images, Array<T> taps, Array<T> rows_left, Array<T> rows_right, Array<T> columns_left,
+           Array<T> columns_right, Output<T> out, int threads) {
+            const Smoothing<T> smoothing(
+                int64_t(images.shape(1)), int64_t(images.shape(2)), int64_t(images.shape(3)), taps.data(),
+                int64_t(taps.size() / 2), rows_left.data(), rows_right.data(), columns_left.data(), columns_right.data()
+            );
+            smooth(smoothing, images.data(), out.data(), int64_t(images.shape(0)), threads);
+        },
+        Released()
+    );
+    nb::class_<MeanFieldRun<T>>(module, mean_field)
+        .def(
+            nb::init<
+                Array<T>, std::optional<nb::tuple>, std::optional<nb::tuple>, std::optional<Array<T>>,
+                std::optional<Array<T>>, int>(),
+            nb::arg("logits"), nb::arg("lattice").none(), nb::arg("smoothing").none(), nb::arg("own").none(),
+            nb::arg("reward").none(), nb::arg("threads")
+        )
+        .def(
+            "step", &MeanFieldRun<T>::step, nb::arg("previous").none(), nb::arg("next"), nb::arg("updated").none(),
+            nb::arg("more"), Released()
+        )
+        .def_prop_ro("channels", &MeanFieldRun<T>::channels);
+}
+
+template <typename I>
+void define_transpose(nb::module_& module) {
+    module.def(
+        "transpose",
+        [](Array<I> columns, Output<I> pointers, Output<I> order, int threads) {
+            transpose(
+                columns.data(), int64_t(columns.shape(0)), int64_t(columns.shape(1)), int64_t(pointers.size()) - 1,
+                pointers.data(), order.data(), threads
+            );
+        },
+        Released()
+    );
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Compiled kernels; each is explained by the PyTorch reference that it stands for.";
+    define<float>(module, "MeanField32");
+    define<double>(module, "MeanField64");
+    define_transpose<int32_t>(module);
+    define_transpose<int64_t>(module);
+}

@@ -1,0 +1,227 @@
+// The separable Gaussian over pixel positions: the kernel of hdcrf.pairwise.SmoothnessKernel.
+//
+// Both passes are one routine, a weighted sum of rows, four sums at a time: first over rows of the image, then over
+// pixels of the row that came out. Weights differ from row to row, since they carry the normalisation.
+
+#pragma once
+
+#include <algorithm>
+
+#include "threads.hpp"
+#include "vectors.hpp"
+
+namespace hdcrf {
+
+constexpr int rows_at_once = 4;
+
+// out[r · out_stride + c] = Σ_t weights[t · 4 + r] in[t · in_stride + c], for 4 r, `rows` t and `length` c.
+//
+// May write up to a vector beyond `length`, row 0 first and row 3 last.
+template <typename T>
+inline void weighted_sums(
+    const T* in, int64_t in_stride, const T* weights, int64_t rows, T* out, int64_t out_stride, int64_t length
+) {
+    int64_t c = 0;
+    for (; c + 2 * lanes<T> <= length; c += 2 * lanes<T>) {
+        Vector<T> a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};
+        const T* from = in + c;
+        const T* w = weights;
+        for (int64_t t = 0; t < rows; t++, from += in_stride, w += rows_at_once) {
+            const Vector<T> a = load(from), b = load(from + lanes<T>);
+            a0 += w[0] * a;
+            b0 += w[0] * b;
+            a1 += w[1] * a;
+            b1 += w[1] * b;
+            a2 += w[2] * a;
+            b2 += w[2] * b;
+            a3 += w[3] * a;
+            b3 += w[3] * b;
+        }
+        T* to = out + c;
+        store(to, a0);
+        store(to + lanes<T>, b0);
+        store(to + out_stride, a1);
+        store(to + out_stride + lanes<T>, b1);
+        store(to + 2 * out_stride, a2);
+        store(to + 2 * out_stride + lanes<T>, b2);
+        store(to + 3 * out_stride, a3);
+        store(to + 3 * out_stride + lanes<T>, b3);
+    }
+    for (; c < length; c += lanes<T>) {
+        Vector<T> a0{}, a1{}, a2{}, a3{};
+        const T* from = in + c;
+        const T* w = weights;
+        for (int64_t t = 0; t < rows; t++, from += in_stride, w += rows_at_once) {
+            const Vector<T> a = load(from);
+            a0 += w[0] * a;
+            a1 += w[1] * a;
+            a2 += w[2] * a;
+            a3 += w[3] * a;
+        }
+        T* to = out + c;
+        store(to, a0);
+        store(to + out_stride, a1);
+        store(to + 2 * out_stride, a2);
+        store(to + 3 * out_stride, a3);
+    }
+}
+
+// y = L (G_rows ⊗ G_columns) R x for images (H, W, K), where L and R are products of a factor for the row and one for
+// the column.
+template <typename T>
+class Smoothing {
+public:
+    const int64_t height, width, channels;
+    int64_t stride;  // numbers a pixel in what comes out, K or more; those beyond K mean nothing
+
+    // `taps` (2 radius + 1,); `rows_*` (H,) and `columns_*` (W,) factors.
+    Smoothing(
+        int64_t height, int64_t width, int64_t channels, const T* taps, int64_t radius, const T* rows_left,
+        const T* rows_right, const T* columns_left, const T* columns_right
+    )
+        : height(height), width(width), channels(channels), taps_(taps), radius_(radius), rows_left_(rows_left),
+          rows_right_(rows_right), flat_(2 * channels <= lanes<T>) {
+        if (flat_) {  // few channels would leave most of a vector empty: pixels side by side fill it
+            stride = channels;
+            for (int64_t x = 0; x < width; x++) {
+                left_.insert(left_.end(), size_t(channels), columns_left[x]);
+                right_.insert(right_.end(), size_t(channels), columns_right[x]);
+            }
+            return;
+        }
+        stride = (channels + lanes<T> - 1) / lanes<T> * lanes<T>;
+        // The pixels of a row, four at a time, share a table of weights where the factors do not vary.
+        const int64_t blocks = (width + rows_at_once - 1) / rows_at_once;
+        const size_t size = size_t((2 * radius + rows_at_once) * rows_at_once);
+        table_of_block_.resize(size_t(blocks));
+        std::vector<T> table(size);
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t first = block * rows_at_once;
+            for (int64_t t = 0; t < 2 * radius + rows_at_once; t++)
+                for (int r = 0; r < rows_at_once; r++) {
+                    const int64_t to = first + r, from = first - radius + t, tap = t - r;
+                    const bool inside = to < width && from >= 0 && from < width && tap >= 0 && tap <= 2 * radius;
+                    table[size_t(t * rows_at_once + r)] =
+                        inside ? taps[tap] * columns_left[to] * columns_right[from] : T(0);
+                }
+            if (tables_.size() < size || !std::equal(table.begin(), table.end(), tables_.end() - int64_t(size)))
+                tables_.insert(tables_.end(), table.begin(), table.end());
+            table_of_block_[size_t(block)] = tables_.size() - size;
+        }
+    }
+
+    struct Workspace {
+        Buffer<T> vertical;    // 4 rows with zeros on both sides
+        Buffer<T> horizontal;  // 4 rows
+        std::vector<T> weights;
+    };
+
+    int64_t row() const { return (width + rows_at_once) * stride + lanes<T>; }  // between rows of what comes out
+
+    Workspace workspace() const {
+        Workspace space;
+        space.vertical.resize(size_t(rows_at_once * padded_row() + lanes<T>));
+        std::fill_n(space.vertical.data(), rows_at_once * padded_row() + lanes<T>, T(0));
+        space.horizontal.resize(size_t(rows_at_once * row()));
+        std::fill_n(space.horizontal.data(), rows_at_once * row(), T(0));
+        space.weights.resize(size_t((2 * radius_ + rows_at_once) * rows_at_once));
+        return space;
+    }
+
+    // Smooth the rows first … first + 3 of an image into space.horizontal.
+    void smooth_rows(const T* image, int64_t first, Workspace& space) const {
+        const int64_t low = std::max<int64_t>(0, first - radius_);
+        const int64_t high = std::min(height, first + rows_at_once + radius_);
+        for (int64_t from = low; from < high; from++)
+            for (int r = 0; r < rows_at_once; r++) {
+                const int64_t to = first + r, tap = from - to + radius_;
+                const bool inside = to < height && tap >= 0 && tap <= 2 * radius_;
+                space.weights[size_t((from - low) * rows_at_once + r)] =
+                    inside ? taps_[tap] * rows_left_[to] * rows_right_[from] : T(0);
+            }
+        const int64_t length = width * channels, padded = padded_row();
+        T* vertical = space.vertical.data() + radius_ * channels;
+        // Whole vectors only: neither the image nor the pads have room for more.
+        const int64_t whole = length - length % lanes<T>;
+        weighted_sums(image + low * length, length, space.weights.data(), high - low, vertical, padded, whole);
+        for (int64_t c = whole; c < length; c++)
+            for (int r = 0; r < rows_at_once; r++) {
+                T total = 0;
+                for (int64_t t = 0; t < high - low; t++)
+                    total += space.weights[size_t(t * rows_at_once + r)] * image[(low + t) * length + c];
+                vertical[r * padded + c] = total;
+            }
+        for (int r = 0; r < rows_at_once && first + r < height; r++)
+            flat_ ? flat_row(vertical + r * padded, space.horizontal.data() + r * row())
+                  : blocked_row(space.vertical.data() + r * padded, space.horizontal.data() + r * row());
+    }
+
+private:
+    int64_t padded_row() const { return (width + 2 * radius_ + rows_at_once) * channels + 2 * lanes<T>; }
+
+    void blocked_row(const T* from, T* to) const {
+        for (size_t block = 0; block < table_of_block_.size(); block++) {
+            const int64_t x = int64_t(block) * rows_at_once;
+            weighted_sums(
+                from + x * channels, channels, tables_.data() + table_of_block_[block], 2 * radius_ + rows_at_once,
+                to + x * stride, stride, channels
+            );
+        }
+    }
+
+    // `from` starts at the first pixel; the zeros before it belong to the buffer.
+    void flat_row(T* from, T* to) const {
+        const int64_t length = width * channels;
+        for (int64_t c = 0; c < length; c++) from[c] *= right_[size_t(c)];
+        const T* start = from - radius_ * channels;
+        for (int64_t c = 0; c < length; c += 2 * lanes<T>) {
+            Vector<T> a{}, b{};
+            const T* source = start + c;
+            for (int64_t t = 0; t < 2 * radius_ + 1; t++, source += channels) {
+                a += taps_[t] * load(source);
+                b += taps_[t] * load(source + lanes<T>);
+            }
+            const int64_t left = length - c;
+            if (left >= 2 * lanes<T>) {
+                store(to + c, a * load(&left_[size_t(c)]));
+                store(to + c + lanes<T>, b * load(&left_[size_t(c + lanes<T>)]));
+                continue;
+            }
+            for (int64_t i = 0; i < left; i++)
+                to[c + i] = (i < lanes<T> ? a[i] : b[i - lanes<T>]) * left_[size_t(c + i)];
+        }
+    }
+
+    const T* taps_;
+    int64_t radius_;
+    const T *rows_left_, *rows_right_;
+    bool flat_;
+    std::vector<T> tables_, left_, right_;
+    std::vector<size_t> table_of_block_;
+};
+
+// The whole (B, H, W, K).
+template <typename T>
+void smooth(const Smoothing<T>& smoothing, const T* images, T* out, int64_t batch, int threads) {
+    const int64_t height = smoothing.height, width = smoothing.width, channels = smoothing.channels;
+    const int64_t blocks = (height + rows_at_once - 1) / rows_at_once;
+    threads = useful_threads(threads, batch * height * width * channels);
+    std::vector<typename Smoothing<T>::Workspace> spaces;
+    for (int thread = 0; thread < threads; thread++) spaces.push_back(smoothing.workspace());
+    parallel(threads, [&](Team& team, int thread) {
+        const Range range = share(batch * blocks, thread, team.threads);
+        auto& space = spaces[size_t(thread)];
+        for (int64_t block = range.begin; block < range.end; block++) {
+            const int64_t image = block / blocks, first = block % blocks * rows_at_once;
+            const int64_t offset = image * height * width * channels;
+            smoothing.smooth_rows(images + offset, first, space);
+            for (int r = 0; r < rows_at_once && first + r < height; r++) {
+                const T* from = space.horizontal.data() + r * smoothing.row();
+                T* to = out + offset + (first + r) * width * channels;
+                for (int64_t x = 0; x < width; x++) std::copy_n(from + x * smoothing.stride, channels, to + x * channels);
+            }
+        }
+    });
+}
+
+}  // namespace hdcrf

@@ -1,0 +1,137 @@
+// Threads for one call: started when it begins, joined when it ends.
+//
+// A start costs some tens of microseconds, little beside what a kernel does with it, and what it buys is that nothing
+// outlives a call: several Python threads may call at once, a forked process finds no dead pool, and no thread spins
+// while PyTorch's own work.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace hdcrf {
+
+// The threads that share a piece of work.
+class Team {
+public:
+    int threads = 1;
+
+    // Let no thread through before all have come.
+    void wait() {
+        if (threads == 1) return;
+        const uint32_t turn = turn_.load(std::memory_order_acquire);
+        if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            waiting_.store(0, std::memory_order_relaxed);
+            next();
+        } else {
+            wait_for_next(turn);
+        }
+    }
+
+private:
+    template <typename Work>
+    friend void parallel(int threads, const Work& work);
+
+    void next() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            turn_.fetch_add(1, std::memory_order_release);
+        }
+        changed_.notify_all();
+    }
+
+    void wait_for_next(uint32_t turn) {
+        for (int spin = 0; spin < 2000; spin++)
+            if (turn_.load(std::memory_order_acquire) != turn) return;
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return turn_.load(std::memory_order_acquire) != turn; });
+    }
+
+    std::atomic<int> waiting_{0};
+    std::atomic<uint32_t> turn_{0};
+    std::mutex mutex_;
+    std::condition_variable changed_;
+};
+
+// Run work(team, thread) on that many threads, or on as many as the system gives.
+//
+// Work must not throw: what needs memory gets it before.
+template <typename Work>
+void parallel(int threads, const Work& work) {
+    Team team;
+    std::vector<std::thread> others;
+    if (threads > 1) {
+        others.reserve(size_t(threads - 1));
+        const auto begin = [&team, &work](int thread) {
+            team.wait_for_next(0);  // until it is known how many there are
+            work(team, thread);
+        };
+        try {
+            for (int thread = 1; thread < threads; thread++) others.emplace_back(begin, thread);
+        } catch (const std::system_error&) {
+        }
+        team.threads = int(others.size()) + 1;
+        team.next();
+    }
+    work(team, 0);
+    for (auto& other : others) other.join();
+}
+
+struct Range {
+    int64_t begin, end;
+};
+
+// The part of 0 … count - 1 that is `part`'s.
+inline Range share(int64_t count, int part, int parts) {
+    return {count * part / parts, count * (part + 1) / parts};
+}
+
+// How many threads a piece of work is worth.
+inline int useful_threads(int threads, int64_t operations, int64_t least = 1 << 16) {
+    const int64_t worth = operations / least;
+    if (worth < 1 || threads < 1) return 1;
+    return worth < threads ? int(worth) : threads;
+}
+
+// An array that is not filled, aligned to a cache line.
+template <typename T>
+class Buffer {
+public:
+    explicit Buffer(size_t count = 0) { resize(count); }
+    Buffer(Buffer&& other) noexcept : memory_(other.memory_), data_(other.data_) {
+        other.memory_ = nullptr;
+        other.data_ = nullptr;
+    }
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(memory_, other.memory_);
+        std::swap(data_, other.data_);
+        return *this;
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { ::operator delete(memory_); }
+
+    void resize(size_t count) {
+        ::operator delete(memory_);
+        memory_ = nullptr;
+        memory_ = ::operator new(count * sizeof(T) + 64);
+        data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t(63));
+    }
+    T* data() { return data_; }
+    const T* data() const { return data_; }
+    T& operator[](size_t i) { return data_[i]; }
+    const T& operator[](size_t i) const { return data_[i]; }
+
+private:
+    void* memory_ = nullptr;
+    T* data_ = nullptr;
+};
+
+}  // namespace hdcrf

@@ -1,0 +1,106 @@
+// Vectors of 32 bytes, by the compiler's own vector types: AVX2 on x86-64, pairs of NEON registers on aarch64.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace hdcrf {
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float type __attribute__((vector_size(32)));
+    typedef float unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+    typedef int32_t integers __attribute__((vector_size(32)));
+};
+template <>
+struct VectorOf<double> {
+    typedef double type __attribute__((vector_size(32)));
+    typedef double unaligned __attribute__((vector_size(32), aligned(8), may_alias));
+    typedef int64_t integers __attribute__((vector_size(32)));
+};
+
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+template <typename T>
+using Integers = typename VectorOf<T>::integers;
+
+template <typename T>
+constexpr int lanes = int(32 / sizeof(T));
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+    return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> value) {
+    *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+    return value - Vector<T>{};
+}
+
+// The first `count` entries, and zeros.
+template <typename T>
+inline Vector<T> load_some(const T* from, int count) {
+    Vector<T> value{};
+    std::memcpy(&value, from, sizeof(T) * size_t(count));
+    return value;
+}
+
+template <typename T>
+inline void store_some(T* to, Vector<T> value, int count) {
+    std::memcpy(to, &value, sizeof(T) * size_t(count));
+}
+
+template <typename T>
+inline Vector<T> larger(Vector<T> a, Vector<T> b) {
+    return a > b ? a : b;
+}
+
+inline float sum(Vector<float> v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+inline double sum(Vector<double> v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+template <typename T>
+inline T largest(Vector<T> v) {
+    T best = v[0];
+    for (int i = 1; i < lanes<T>; i++) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
+// e^x. In single precision for x up to 88, with a relative error below 2e-7: x = n ln 2 + r with |r| ≤ ½ ln 2, and
+// e^r by its Taylor series; below -87 the result is about 1e-38 rather than smaller.
+inline Vector<float> exponential(Vector<float> x) {
+    const Vector<float> lowest = broadcast(-87.0f);
+    x = x > lowest ? x : lowest;
+    const float shift = 12582912.0f;  // 1.5 · 2²³: adding it rounds to an integer
+    const Vector<float> shifted = x * 1.44269504088896341f + shift;
+    const Vector<float> n = shifted - shift;
+    Vector<float> r = x - n * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
+    r = r + n * 2.12194440e-4f;
+    Vector<float> p = broadcast(1.0f / 5040);
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const Integers<float> bits = (Integers<float>)shifted << 23;
+    return (Vector<float>)((Integers<float>)p + bits);
+}
+inline Vector<double> exponential(Vector<double> x) {
+    for (int i = 0; i < lanes<double>; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+
+}  // namespace hdcrf
