@@ -64,6 +64,8 @@ struct MeanField {
     bool step(const T* previous, T* next, T* updated, bool messages, bool more, Workspace& space) const;
 
 private:
+    static constexpr int64_t strip = 64;  // points at a time, so that what is between the loops stays in the cache
+
     template <int NV>
     void labels_of(
         int64_t first, int64_t count, int64_t end, const T* smoothed, const T* previous, T* next, T* updated,
@@ -84,15 +86,14 @@ typename MeanField<T>::Workspace MeanField<T>::workspace(int threads) const {
     for (int thread = 0; thread < space.threads; thread++) {
         space.splat.emplace_back(size);
         if (smoothing) space.smooth.push_back(smoothing->workspace());
-        space.row.emplace_back(size_t(2 * (stride() + lanes<T>) + (pairs() ? 1024 : labels)));
+        space.row.emplace_back(size_t(strip * stride()));
     }
     return space;
 }
 
 template <typename T>
 bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, bool more, Workspace& space) const {
-    constexpr int64_t strip = 512;  // points at a time, where no rows of pixels tell
-    const int64_t width = smoothing ? smoothing->width : std::min(strip, points);
+    const int64_t width = smoothing ? smoothing->width : std::min<int64_t>(512, points);
     const int64_t height = smoothing ? smoothing->height : (points + width - 1) / width;
     const int64_t image = smoothing ? height * width : points;
     const int64_t blocks = (height + rows_at_once - 1) / rows_at_once;
@@ -124,22 +125,16 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
             T* scratch = space.row[size_t(part)].data();
             Vector<T> excess{};  // zero as long as all is finite, NaN from then on
             const T* const before = messages ? previous : nullptr;
-            const auto process = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
+            const auto process_strip = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
                 const auto call = [&](auto function) {
                     (this->*function)(
                         first, count, end, smoothed, before, next, updated, vertex_values, splat_to, scratch, excess
                     );
                 };
-                if (pairs()) {
-                    for (int64_t done = 0; done < count; done += 1024) {
-                        const int64_t some = std::min<int64_t>(1024, count - done);
-                        pairs_of(
-                            first + done, some, smoothed ? smoothed + done : nullptr, before, next, updated,
-                            vertex_values, splat_to, scratch, excess, !more
-                        );
-                    }
-                    return;
-                }
+                if (pairs())
+                    return pairs_of(
+                        first, count, smoothed, before, next, updated, vertex_values, splat_to, scratch, excess, !more
+                    );
                 switch (stride() / lanes<T>) {
                     case 1: return call(&MeanField::labels_of<1>);
                     case 2: return call(&MeanField::labels_of<2>);
@@ -147,6 +142,13 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
                     case 4: return call(&MeanField::labels_of<4>);
                     default: return call(&MeanField::labels_of<0>);
                 }
+            };
+            const auto process = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
+                for (int64_t done = 0; done < count; done += strip)
+                    process_strip(
+                        first + done, std::min(strip, count - done), end,
+                        smoothed ? smoothed + done * smoothing->stride : nullptr
+                    );
             };
             const Range range = share(images * blocks, part, space.threads);
             // What is written beyond the last pixel of a part would be another thread's.
@@ -172,7 +174,7 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
 }
 
 template <typename T>
-inline Vector<T> rotated_larger(Vector<T> v) {
+inline Vector<T> largest_everywhere(Vector<T> v) {
     if constexpr (lanes<T> == 8) {
         v = larger<T>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
         v = larger<T>(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
@@ -184,7 +186,7 @@ inline Vector<T> rotated_larger(Vector<T> v) {
 }
 
 template <typename T>
-inline Vector<T> rotated_sum(Vector<T> v) {
+inline Vector<T> sum_everywhere(Vector<T> v) {
     if constexpr (lanes<T> == 8) {
         v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
         v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
@@ -203,91 +205,92 @@ void MeanField<T>::labels_of(
 ) const {
     constexpr int L = lanes<T>;
     const int nv = NV ? NV : int(stride() / L);
-    const int64_t K = labels, width = stride();
+    const int64_t K = labels, width = stride(), all = points * K;
     const int last_lanes = int(K - (nv - 1) * L);
     Integers<T> lane;
     for (int i = 0; i < L; i++) lane[i] = i;
     const Integers<T> filled = lane < last_lanes;
-    const T infinity = std::numeric_limits<T>::infinity();
-    // In registers for few labels, in memory for many.
-    Vector<T> few[NV ? NV : 1], costs_of_few[NV ? NV : 1];
-    Vector<T>* m = NV ? few : reinterpret_cast<Vector<T>*>((reinterpret_cast<uintptr_t>(scratch) + 31) & ~uintptr_t(31));
-    Vector<T>* u = NV ? costs_of_few : nullptr;
-    std::vector<Vector<T>> many;
-    if (!NV) {
-        many.resize(size_t(nv));
-        u = many.data();
-    }
-    const int64_t all = points * K;
-    for (int64_t x = 0; x < count; x++) {
-        const int64_t i = first + x, at = i * K;
-        // Vectors reach beyond the point's own labels; beyond the last points' there is nothing to read or write.
-        const bool room = at + width <= all;
-        const bool room_to_write = at + width <= end * K;
-        const auto read = [&](const T* from, int v) {
-            return v < nv - 1 || room ? load(from + at + v * L) : load_some(from + at + v * L, last_lanes);
-        };
-        const auto write = [&](T* to, int v, Vector<T> value) {
-            if (v < nv - 1 || room_to_write)
-                store(to + at + v * L, value);
-            else
-                store_some(to + at + v * L, value, last_lanes);
-        };
-        for (int v = 0; v < nv; v++) u[v] = read(logits, v);
-        if (previous) {
-            for (int v = 0; v < nv; v++) m[v] = Vector<T>{};
+    Vector<T> few[NV ? NV : 1];
+    std::vector<Vector<T>> many(size_t(NV ? 0 : nv));
+    Vector<T>* const u = NV ? few : many.data();
+
+    // Vectors reach beyond a point's own labels: read no further than the last point, write no further than the part.
+    const auto read = [&](const T* from, int64_t at, int v) {
+        return v < nv - 1 || at + width <= all ? load(from + at + v * L) : load_some(from + at + v * L, last_lanes);
+    };
+    const auto write = [&](T* to, int64_t at, int v, Vector<T> value) {
+        if (v < nv - 1 || at + width <= end * K)
+            store(to + at + v * L, value);
+        else
+            store_some(to + at + v * L, value, last_lanes);
+    };
+
+    // Three short loops, so that the processor works at several points at once.
+    T* const message = scratch;
+    if (previous)
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            for (int v = 0; v < nv; v++) u[v] = Vector<T>{};
             if (vertex_values) {
                 const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
                 const T* w = weights + i * corners;
+                const T factor = left ? left[i] : T(1);
                 for (int p = 0; p < corners; p++) {
                     const T* from = vertex_values + vertex[p] * width;
-                    for (int v = 0; v < nv; v++) m[v] += w[p] * load(from + v * L);
+                    const T weight = factor * w[p];
+                    for (int v = 0; v < nv; v++) u[v] += weight * load(from + v * L);
                 }
-                if (left)
-                    for (int v = 0; v < nv; v++) m[v] *= left[i];
             }
             if (smoothed) {
                 const T* from = smoothed + x * smoothing->stride;
-                for (int v = 0; v < nv; v++) m[v] += smoothing_weight * load(from + v * L);
+                for (int v = 0; v < nv; v++) u[v] += smoothing_weight * load(from + v * L);
             }
             if (own)
-                for (int v = 0; v < nv; v++) m[v] -= own[i] * read(previous, v);
+                for (int v = 0; v < nv; v++) u[v] -= own[i] * read(previous, i * K, v);
+            for (int v = 0; v < nv; v++) store(message + x * width + v * L, u[v]);
+        }
+
+    for (int64_t x = 0; x < count; x++) {
+        const int64_t at = (first + x) * K;
+        T* const m = message + x * width;
+        for (int v = 0; v < nv; v++) u[v] = read(logits, at, v);
+        if (previous) {
             if (costs == Costs::potts) {
-                for (int v = 0; v < nv; v++) u[v] += m[v];
+                for (int v = 0; v < nv; v++) u[v] += load(m + v * L);
             } else if (costs == Costs::diagonal) {
-                for (int v = 0; v < nv; v++)
-                    u[v] += m[v] * load(reward + v * L);
+                for (int v = 0; v < nv; v++) u[v] += load(m + v * L) * load(reward + v * L);
             } else {
-                T* message = scratch + width + L;
-                for (int v = 0; v < nv; v++) store(message + v * L, m[v]);
-                for (int64_t b = 0; b < K; b++) {
-                    const T* row = reward + b * width;
-                    for (int v = 0; v < nv; v++) u[v] += message[b] * load(row + v * L);
-                }
+                for (int64_t b = 0; b < K; b++)
+                    for (int v = 0; v < nv; v++) u[v] += m[b] * load(reward + b * width + v * L);
             }
         }
         if (updated)
-            for (int v = 0; v < nv; v++) write(updated, v, u[v]);
+            for (int v = 0; v < nv; v++) write(updated, at, v, u[v]);
         u[nv - 1] = filled ? u[nv - 1] : Vector<T>{};
         for (int v = 0; v < nv; v++) excess += u[v] * T(0);
-        u[nv - 1] = filled ? u[nv - 1] : broadcast(-infinity);
+        u[nv - 1] = filled ? u[nv - 1] : broadcast(-std::numeric_limits<T>::infinity());
         Vector<T> highest = u[0];
         for (int v = 1; v < nv; v++) highest = larger<T>(highest, u[v]);
-        highest = rotated_larger<T>(highest);
+        highest = largest_everywhere<T>(highest);
         Vector<T> total{};
         for (int v = 0; v < nv; v++) {
             u[v] = exponential(u[v] - highest);
             if (v == nv - 1) u[v] = filled ? u[v] : Vector<T>{};
             total += u[v];
         }
-        const Vector<T> inverse = T(1) / rotated_sum<T>(total);
+        const Vector<T> inverse = T(1) / sum_everywhere<T>(total);
         for (int v = 0; v < nv; v++) {
             u[v] *= inverse;
-            write(next, v, u[v]);
+            write(next, at, v, u[v]);
+            store(m + v * L, u[v]);
         }
-        if (splat_to) {
-            if (right)
-                for (int v = 0; v < nv; v++) u[v] *= right[i];
+    }
+
+    if (splat_to)
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            const T factor = right ? right[i] : T(1);
+            for (int v = 0; v < nv; v++) u[v] = factor * load(message + x * width + v * L);
             const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
             const T* w = weights + i * corners;
             for (int p = 0; p < corners; p++) {
@@ -295,7 +298,6 @@ void MeanField<T>::labels_of(
                 for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
             }
         }
-    }
 }
 
 template <typename T>

@@ -14,56 +14,36 @@ namespace hdcrf {
 
 constexpr int rows_at_once = 4;
 
+// `wide` vectors of each of the four sums. Twelve sums in all keep the arithmetic units busy, and leave registers for
+// what is added: three vectors and a weight.
+template <int wide, typename T>
+inline void weighted_sums_of(
+    const T* in, int64_t in_stride, const T* weights, int64_t rows, T* out, int64_t out_stride
+) {
+    Vector<T> total[rows_at_once][wide] = {};
+    for (int64_t t = 0; t < rows; t++, in += in_stride, weights += rows_at_once) {
+        Vector<T> value[wide];
+        for (int i = 0; i < wide; i++) value[i] = load(in + i * lanes<T>);
+        for (int r = 0; r < rows_at_once; r++)
+            for (int i = 0; i < wide; i++) total[r][i] += weights[r] * value[i];
+    }
+    for (int r = 0; r < rows_at_once; r++)
+        for (int i = 0; i < wide; i++) store(out + r * out_stride + i * lanes<T>, total[r][i]);
+}
+
 // out[r · out_stride + c] = Σ_t weights[t · 4 + r] in[t · in_stride + c], for 4 r, `rows` t and `length` c.
 //
-// May write up to a vector beyond `length`, row 0 first and row 3 last.
+// May read and write up to a vector beyond `length`.
 template <typename T>
 inline void weighted_sums(
     const T* in, int64_t in_stride, const T* weights, int64_t rows, T* out, int64_t out_stride, int64_t length
 ) {
     int64_t c = 0;
-    for (; c + 2 * lanes<T> <= length; c += 2 * lanes<T>) {
-        Vector<T> a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{};
-        const T* from = in + c;
-        const T* w = weights;
-        for (int64_t t = 0; t < rows; t++, from += in_stride, w += rows_at_once) {
-            const Vector<T> a = load(from), b = load(from + lanes<T>);
-            a0 += w[0] * a;
-            b0 += w[0] * b;
-            a1 += w[1] * a;
-            b1 += w[1] * b;
-            a2 += w[2] * a;
-            b2 += w[2] * b;
-            a3 += w[3] * a;
-            b3 += w[3] * b;
-        }
-        T* to = out + c;
-        store(to, a0);
-        store(to + lanes<T>, b0);
-        store(to + out_stride, a1);
-        store(to + out_stride + lanes<T>, b1);
-        store(to + 2 * out_stride, a2);
-        store(to + 2 * out_stride + lanes<T>, b2);
-        store(to + 3 * out_stride, a3);
-        store(to + 3 * out_stride + lanes<T>, b3);
-    }
-    for (; c < length; c += lanes<T>) {
-        Vector<T> a0{}, a1{}, a2{}, a3{};
-        const T* from = in + c;
-        const T* w = weights;
-        for (int64_t t = 0; t < rows; t++, from += in_stride, w += rows_at_once) {
-            const Vector<T> a = load(from);
-            a0 += w[0] * a;
-            a1 += w[1] * a;
-            a2 += w[2] * a;
-            a3 += w[3] * a;
-        }
-        T* to = out + c;
-        store(to, a0);
-        store(to + out_stride, a1);
-        store(to + 2 * out_stride, a2);
-        store(to + 3 * out_stride, a3);
-    }
+    for (; c + 2 * lanes<T> < length; c += 3 * lanes<T>)
+        weighted_sums_of<3>(in + c, in_stride, weights, rows, out + c, out_stride);
+    for (; c + lanes<T> < length; c += 2 * lanes<T>)
+        weighted_sums_of<2>(in + c, in_stride, weights, rows, out + c, out_stride);
+    for (; c < length; c += lanes<T>) weighted_sums_of<1>(in + c, in_stride, weights, rows, out + c, out_stride);
 }
 
 // y = L (G_rows ⊗ G_columns) R x for images (H, W, K), where L and R are products of a factor for the row and one for
@@ -80,7 +60,7 @@ public:
         const T* rows_right, const T* columns_left, const T* columns_right
     )
         : height(height), width(width), channels(channels), taps_(taps), radius_(radius), rows_left_(rows_left),
-          rows_right_(rows_right), flat_(2 * channels <= lanes<T>) {
+          rows_right_(rows_right), flat_(channels <= lanes<T>) {
         if (flat_) {  // few channels would leave most of a vector empty: pixels side by side fill it
             stride = channels;
             for (int64_t x = 0; x < width; x++) {
@@ -174,22 +154,23 @@ private:
         const int64_t length = width * channels;
         for (int64_t c = 0; c < length; c++) from[c] *= right_[size_t(c)];
         const T* start = from - radius_ * channels;
-        for (int64_t c = 0; c < length; c += 2 * lanes<T>) {
-            Vector<T> a{}, b{};
-            const T* source = start + c;
-            for (int64_t t = 0; t < 2 * radius_ + 1; t++, source += channels) {
-                a += taps_[t] * load(source);
-                b += taps_[t] * load(source + lanes<T>);
-            }
-            const int64_t left = length - c;
-            if (left >= 2 * lanes<T>) {
-                store(to + c, a * load(&left_[size_t(c)]));
-                store(to + c + lanes<T>, b * load(&left_[size_t(c + lanes<T>)]));
-                continue;
-            }
-            for (int64_t i = 0; i < left; i++)
-                to[c + i] = (i < lanes<T> ? a[i] : b[i - lanes<T>]) * left_[size_t(c + i)];
+        int64_t c = 0;
+        for (; c + 8 * lanes<T> <= length; c += 8 * lanes<T>) flat_sums<8>(start + c, c, to + c);
+        for (; c + lanes<T> <= length; c += lanes<T>) flat_sums<1>(start + c, c, to + c);
+        for (; c < length; c++) {
+            T total = 0;
+            for (int64_t t = 0; t < 2 * radius_ + 1; t++) total += taps_[t] * start[c + t * channels];
+            to[c] = total * left_[size_t(c)];
         }
+    }
+
+    template <int wide>
+    void flat_sums(const T* from, int64_t place, T* to) const {
+        Vector<T> total[wide] = {};
+        for (int64_t t = 0; t < 2 * radius_ + 1; t++, from += channels)
+            for (int i = 0; i < wide; i++) total[i] += taps_[t] * load(from + i * lanes<T>);
+        for (int i = 0; i < wide; i++)
+            store(to + i * lanes<T>, total[i] * load(&left_[size_t(place + i * lanes<T>)]));
     }
 
     const T* taps_;
