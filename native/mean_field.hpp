@@ -66,15 +66,31 @@ struct MeanField {
 private:
     static constexpr int64_t strip = 64;  // points at a time, so that what is between the loops stays in the cache
 
+    struct Strip {
+        int64_t first, count;  // points
+        int64_t end;           // the point before which writing must end: what is beyond may be done already
+        const T* smoothed = nullptr;  // (count, smoothing's stride), or null
+        const T* previous;            // null without messages
+        T *next, *updated;
+        const T* vertex_values;
+        T* splat_to;
+        T* scratch;
+        bool more;
+    };
+
+    void process(const Strip& at, Vector<T>& excess) const {
+        if (pairs()) return pairs_of(at, excess);
+        switch (stride() / lanes<T>) {
+            case 1: return labels_of<1>(at, excess);
+            case 2: return labels_of<2>(at, excess);
+            case 3: return labels_of<3>(at, excess);
+            case 4: return labels_of<4>(at, excess);
+            default: return labels_of<0>(at, excess);
+        }
+    }
     template <int NV>
-    void labels_of(
-        int64_t first, int64_t count, int64_t end, const T* smoothed, const T* previous, T* next, T* updated,
-        const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess
-    ) const;
-    void pairs_of(
-        int64_t first, int64_t count, const T* smoothed, const T* previous, T* next, T* updated,
-        const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess, bool last
-    ) const;
+    void labels_of(const Strip& at, Vector<T>& excess) const;
+    void pairs_of(const Strip& at, Vector<T>& excess) const;
 };
 
 template <typename T>
@@ -86,7 +102,7 @@ typename MeanField<T>::Workspace MeanField<T>::workspace(int threads) const {
     for (int thread = 0; thread < space.threads; thread++) {
         space.splat.emplace_back(size);
         if (smoothing) space.smooth.push_back(smoothing->workspace());
-        space.row.emplace_back(size_t(strip * stride()));
+        space.row.emplace_back(size_t(strip * (stride() + lanes<T> + 1)));
     }
     return space;
 }
@@ -122,50 +138,33 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
                 splat_to = space.splat[size_t(part)].data();
                 std::fill_n(splat_to, size, T(0));
             }
-            T* scratch = space.row[size_t(part)].data();
             Vector<T> excess{};  // zero as long as all is finite, NaN from then on
-            const T* const before = messages ? previous : nullptr;
-            const auto process_strip = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
-                const auto call = [&](auto function) {
-                    (this->*function)(
-                        first, count, end, smoothed, before, next, updated, vertex_values, splat_to, scratch, excess
-                    );
-                };
-                if (pairs())
-                    return pairs_of(
-                        first, count, smoothed, before, next, updated, vertex_values, splat_to, scratch, excess, !more
-                    );
-                switch (stride() / lanes<T>) {
-                    case 1: return call(&MeanField::labels_of<1>);
-                    case 2: return call(&MeanField::labels_of<2>);
-                    case 3: return call(&MeanField::labels_of<3>);
-                    case 4: return call(&MeanField::labels_of<4>);
-                    default: return call(&MeanField::labels_of<0>);
-                }
-            };
-            const auto process = [&](int64_t first, int64_t count, int64_t end, const T* smoothed) {
-                for (int64_t done = 0; done < count; done += strip)
-                    process_strip(
-                        first + done, std::min(strip, count - done), end,
-                        smoothed ? smoothed + done * smoothing->stride : nullptr
-                    );
-            };
+            Strip at;
+            at.previous = messages ? previous : nullptr;
+            at.next = next;
+            at.updated = updated;
+            at.vertex_values = vertex_values;
+            at.splat_to = splat_to;
+            at.scratch = space.row[size_t(part)].data();
+            at.more = more;
+            const bool smoothed = smoothing && messages;
             const Range range = share(images * blocks, part, space.threads);
-            // What is written beyond the last pixel of a part would be another thread's.
-            const auto place = [&](int64_t block) {
-                return block / blocks * image + std::min(image, block % blocks * rows_at_once * width);
-            };
-            const int64_t end = place(range.end);
             for (int64_t block = range.begin; block < range.end; block++) {
                 const int64_t start = block / blocks * image, row = block % blocks * rows_at_once;
-                if (!smoothing || !messages) {
-                    process(place(block), place(block + 1) - place(block), end, nullptr);
-                    continue;
-                }
-                auto& smooth = space.smooth[size_t(part)];
-                smoothing->smooth_rows(previous + start * channels(), row, smooth);
-                for (int r = 0; r < rows_at_once && row + r < height; r++)
-                    process(start + (row + r) * width, width, end, smooth.horizontal.data() + r * smoothing->row());
+                if (smoothed)
+                    smoothing->smooth_rows(previous + start * channels(), row, space.smooth[size_t(part)]);
+                // In tiles, whose points share vertices.
+                for (int64_t column = 0; column < width; column += strip)
+                    for (int64_t r = 0; r < rows_at_once && (row + r) * width + column < image; r++) {
+                        const int64_t first = (row + r) * width, end = std::min(first + width, image);
+                        at.first = start + first + column;
+                        at.end = start + end;
+                        at.count = std::min(strip, end - first - column);
+                        if (smoothed)
+                            at.smoothed = space.smooth[size_t(part)].horizontal.data() + r * smoothing->row() +
+                                          column * smoothing->stride;
+                        process(at, excess);
+                    }
             }
             if (sum(excess) != T(0)) finite.store(false, std::memory_order_relaxed);
         }
@@ -174,36 +173,14 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
 }
 
 template <typename T>
-inline Vector<T> largest_everywhere(Vector<T> v) {
-    if constexpr (lanes<T> == 8) {
-        v = larger<T>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
-        v = larger<T>(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
-        return larger<T>(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
-    } else {
-        v = larger<T>(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
-        return larger<T>(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
-    }
-}
-
-template <typename T>
-inline Vector<T> sum_everywhere(Vector<T> v) {
-    if constexpr (lanes<T> == 8) {
-        v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-        v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-        return v + __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
-    } else {
-        v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
-        return v + __builtin_shufflevector(v, v, 1, 0, 3, 2);
-    }
-}
-
-template <typename T>
 template <int NV>
-void MeanField<T>::labels_of(
-    int64_t first, int64_t count, int64_t end, const T* smoothed, const T* previous, T* next, T* updated,
-    const T* vertex_values, T* splat_to, T* scratch, Vector<T>& excess
-) const {
+void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
+    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, more] = at;
     constexpr int L = lanes<T>;
+    // Copies, which the compiler knows not to change.
+    const int corners = this->corners;
+    const T *const weights = this->weights, *const unary = logits, *const reward = this->reward;
+    const int32_t *const cell = this->cell, *const cell_vertices = this->cell_vertices;
     const int nv = NV ? NV : int(stride() / L);
     const int64_t K = labels, width = stride(), all = points * K;
     const int last_lanes = int(K - (nv - 1) * L);
@@ -215,17 +192,18 @@ void MeanField<T>::labels_of(
     Vector<T>* const u = NV ? few : many.data();
 
     // Vectors reach beyond a point's own labels: read no further than the last point, write no further than the part.
-    const auto read = [&](const T* from, int64_t at, int v) {
-        return v < nv - 1 || at + width <= all ? load(from + at + v * L) : load_some(from + at + v * L, last_lanes);
+    const auto read = [=](const T* from, int64_t i, int v) {
+        return v < nv - 1 || i + width <= all ? load(from + i + v * L) : load_some(from + i + v * L, last_lanes);
     };
-    const auto write = [&](T* to, int64_t at, int v, Vector<T> value) {
-        if (v < nv - 1 || at + width <= end * K)
-            store(to + at + v * L, value);
+    const int64_t stop = end * K;
+    const auto write = [=](T* to, int64_t i, int v, Vector<T> value) {
+        if (v < nv - 1 || i + width <= stop)
+            store(to + i + v * L, value);
         else
-            store_some(to + at + v * L, value, last_lanes);
+            store_some(to + i + v * L, value, last_lanes);
     };
 
-    // Three short loops, so that the processor works at several points at once.
+    // Short loops, so that the processor works at several points at once.
     T* const message = scratch;
     if (previous)
         for (int64_t x = 0; x < count; x++) {
@@ -250,10 +228,14 @@ void MeanField<T>::labels_of(
             for (int v = 0; v < nv; v++) store(message + x * width + v * L, u[v]);
         }
 
+    // Softmax: the largest logit and the sum of exponentials of as many points at once as a vector has lanes.
+    T* const partial = scratch + strip * width;  // (strip, lanes): of each point, the lanes that are left
+    T* const of_point = partial + strip * L;     // (strip,)
+    const int64_t rounded = (count + L - 1) / L * L;
     for (int64_t x = 0; x < count; x++) {
-        const int64_t at = (first + x) * K;
+        const int64_t i = (first + x) * K;
         T* const m = message + x * width;
-        for (int v = 0; v < nv; v++) u[v] = read(logits, at, v);
+        for (int v = 0; v < nv; v++) u[v] = read(unary, i, v);
         if (previous) {
             if (costs == Costs::potts) {
                 for (int v = 0; v < nv; v++) u[v] += load(m + v * L);
@@ -265,46 +247,52 @@ void MeanField<T>::labels_of(
             }
         }
         if (updated)
-            for (int v = 0; v < nv; v++) write(updated, at, v, u[v]);
+            for (int v = 0; v < nv; v++) write(updated, i, v, u[v]);
         u[nv - 1] = filled ? u[nv - 1] : Vector<T>{};
         for (int v = 0; v < nv; v++) excess += u[v] * T(0);
         u[nv - 1] = filled ? u[nv - 1] : broadcast(-std::numeric_limits<T>::infinity());
         Vector<T> highest = u[0];
         for (int v = 1; v < nv; v++) highest = larger<T>(highest, u[v]);
-        highest = largest_everywhere<T>(highest);
+        for (int v = 0; v < nv; v++) store(m + v * L, u[v]);
+        store(partial + x * L, highest);
+    }
+    for (int64_t x = count; x < rounded; x++) store(partial + x * L, Vector<T>{});
+    for (int64_t x = 0; x < rounded; x += L) store(of_point + x, across<T>(partial + x * L, larger<T>));
+    for (int64_t x = 0; x < count; x++) {
+        T* const m = message + x * width;
         Vector<T> total{};
         for (int v = 0; v < nv; v++) {
-            u[v] = exponential(u[v] - highest);
-            if (v == nv - 1) u[v] = filled ? u[v] : Vector<T>{};
-            total += u[v];
+            Vector<T> e = exponential(load(m + v * L) - of_point[x]);
+            if (v == nv - 1) e = filled ? e : Vector<T>{};
+            store(m + v * L, e);
+            total += e;
         }
-        const Vector<T> inverse = T(1) / sum_everywhere<T>(total);
+        store(partial + x * L, total);
+    }
+    const auto add = [](Vector<T> a, Vector<T> b) { return a + b; };
+    for (int64_t x = 0; x < rounded; x += L) store(of_point + x, T(1) / across<T>(partial + x * L, add));
+
+    for (int64_t x = 0; x < count; x++) {
+        const int64_t i = first + x;
         for (int v = 0; v < nv; v++) {
-            u[v] *= inverse;
-            write(next, at, v, u[v]);
-            store(m + v * L, u[v]);
+            u[v] = of_point[x] * load(message + x * width + v * L);
+            write(next, i * K, v, u[v]);
+        }
+        if (!splat_to) continue;
+        if (right)
+            for (int v = 0; v < nv; v++) u[v] *= right[i];
+        const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+        const T* w = weights + i * corners;
+        for (int p = 0; p < corners; p++) {
+            T* to = splat_to + vertex[p] * width;
+            for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
         }
     }
-
-    if (splat_to)
-        for (int64_t x = 0; x < count; x++) {
-            const int64_t i = first + x;
-            const T factor = right ? right[i] : T(1);
-            for (int v = 0; v < nv; v++) u[v] = factor * load(message + x * width + v * L);
-            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-            const T* w = weights + i * corners;
-            for (int p = 0; p < corners; p++) {
-                T* to = splat_to + vertex[p] * width;
-                for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
-            }
-        }
 }
 
 template <typename T>
-void MeanField<T>::pairs_of(
-    int64_t first, int64_t count, const T* smoothed, const T* previous, T* next, T* updated, const T* vertex_values,
-    T* splat_to, T* scratch, Vector<T>& excess, bool last
-) const {
+void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
+    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, more] = at;
     T* difference = scratch;
     for (int64_t x = 0; x < count; x++) {
         const int64_t i = first + x;
@@ -332,7 +320,7 @@ void MeanField<T>::pairs_of(
             updated[2 * i + 1] = logits[2 * i] + difference[x];
         }
     for (int64_t x = 0; x < count; x++) excess[0] += difference[x] * T(0);
-    if (last) {
+    if (!more) {
         for (int64_t x = 0; x < count; x++) {
             const T e = exponential(broadcast(-std::abs(difference[x])))[0], more = T(1) / (T(1) + e), less = e * more;
             next[2 * (first + x)] = difference[x] > 0 ? less : more;

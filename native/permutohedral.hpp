@@ -118,10 +118,17 @@ struct PermutohedralBuild {
     void link(int32_t* out, int threads) const;
 
 private:
+    // A cell is known by its vertex of remainder 0 and by its ranks, four bits for each.
+    struct CellKey {
+        uint64_t base, ranks;
+        bool operator==(const CellKey& other) const { return base == other.base && ranks == other.ranks; }
+    };
+
     // What one thread found in its part of the points.
     struct Part {
-        std::vector<int32_t> bases;  // (m, d + 1): batch, y of the simplex's remainder-0 vertex
-        std::vector<int16_t> ranks;  // (m, d+1)
+        std::vector<CellKey> cell_keys;  // (m,)
+        std::vector<int32_t> bases;      // (m, d + 1): batch, y of the simplex's remainder-0 vertex
+        std::vector<int16_t> ranks;      // (m, d+1)
         std::vector<int32_t> corners;  // (m, d+1) vertices, numbered within the part
         std::vector<uint64_t> keys;    // (v,)
         std::vector<int32_t> vertices;  // (v, 2 + d): batch, k, y
@@ -130,6 +137,19 @@ private:
 
     static constexpr int block = lanes<T>;
 
+    // The simplices around a block of points, a vector a coordinate.
+    struct Enclosing {
+        explicit Enclosing(size_t size)
+            : elevated(size), difference(size), weights(size), base(size), rank(size), bases(block * (size + 1)),
+              ranks(block * size), rank_codes(block), base_keys(block) {}
+        Buffer<Vector<T>> elevated, difference, weights;
+        Buffer<Integers<T>> base, rank;
+        std::vector<int32_t> bases;  // (block, d+1): batch, y of the remainder-0 vertex
+        std::vector<int16_t> ranks;  // (block, d+1)
+        std::vector<uint64_t> rank_codes, base_keys;
+    };
+
+    void enclose(int64_t first, int count, Enclosing& found);
     void elevate(int64_t first, int count, Vector<T>* elevated) const;
     void make_key(int halo, int threads);
     void find_cells(Part& part, Range range);
@@ -276,108 +296,129 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
 }
 
 template <typename T>
+void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) {
+    const int size = dimension + 1;
+    Vector<T>*const elevated = found.elevated.data(), *const difference = found.difference.data();
+    Vector<T>* const by_rank = found.weights.data();
+    Integers<T>*const base = found.base.data(), *const rank = found.rank.data();
+    elevate(first, count, elevated);
+    const T inverse = T(1) / T(size);
+    Vector<T> excess{};
+    for (int k = 0; k < size; k++) {
+        const Vector<T> rounded = nearest<T>(elevated[k] * inverse);
+        base[k] = __builtin_convertvector(rounded, Integers<T>);
+        difference[k] = elevated[k] - rounded * T(size);
+        excess += rounded;
+        rank[k] = Integers<T>{} + (size - 1 - k);
+    }
+    for (int i = 0; i < size - 1; i++)
+        for (int j = i + 1; j < size; j++) {
+            const Integers<T> first_is_larger = difference[i] >= difference[j];  // -1 or 0
+            rank[j] -= first_is_larger;
+            rank[i] += first_is_larger;
+        }
+    // Where the rounded coordinates do not sum to zero, those of the lowest or highest rank move by one.
+    const Integers<T> surplus = __builtin_convertvector(excess, Integers<T>);
+    for (int k = 0; k < size; k++) {
+        Integers<T> r = rank[k] + surplus;
+        const Integers<T> below = r < 0, above = r >= size;  // -1 or 0
+        rank[k] = r = r - size * below + size * above;
+        base[k] = base[k] - below + above;
+        difference[k] = elevated[k] - T(size) * __builtin_convertvector(base[k], Vector<T>);
+    }
+    // Weights of the corners, from the differences in the order of their ranks.
+    for (int k = 0; k < size; k++) {
+        Vector<T> of_rank{};
+        for (int j = 0; j < size; j++) of_rank = rank[j] == k ? difference[j] : of_rank;
+        by_rank[k] = of_rank;
+    }
+    T* const to = weights.data() + first * size;
+    for (int k = 0; k < size; k++) {
+        const Vector<T> w = k == 0 ? T(1) - (by_rank[0] - by_rank[dimension]) * inverse
+                                   : (by_rank[dimension - k] - by_rank[dimension - k + 1]) * inverse;
+        for (int i = 0; i < count; i++) to[i * size + k] = w[i];
+    }
+    for (int i = 0; i < count; i++) {
+        int32_t* b = &found.bases[size_t(i * size)];
+        int16_t* r = &found.ranks[size_t(i * size)];
+        b[0] = batch ? batch[first + i] : 0;
+        uint64_t code = 0, place = key.offset + key.batch_multiplier * uint64_t(int64_t(b[0]));
+        for (int j = 0; j < dimension; j++) {
+            b[1 + j] = int32_t(base[j][i]);
+            r[j] = int16_t(rank[j][i]);
+            place += key.multipliers[size_t(j)] * uint64_t(int64_t(b[1 + j]));
+            code = (code << 4 | code >> 60) ^ uint64_t(r[j]);
+        }
+        r[dimension] = int16_t(rank[dimension][i]);
+        found.base_keys[size_t(i)] = place;
+        found.rank_codes[size_t(i)] = code;
+    }
+}
+
+template <typename T>
 void PermutohedralBuild<T>::find_cells(Part& part, Range range) {
     const int size = dimension + 1;
     KeyTable cells(size_t(range.end - range.begin) / 16 + 64), vertices(size_t(range.end - range.begin) / 16 + 64);
-    const size_t coordinates_of_point = size_t(size);
-    Buffer<Vector<T>> elevated(coordinates_of_point), base(coordinates_of_point), difference(coordinates_of_point);
-    Buffer<Integers<T>> rank(coordinates_of_point);
-    std::vector<int32_t> bases(size_t(block) * size_t(size + 1)), vertex(size_t(dimension) + 2);
-    std::vector<int16_t> ranks(size_t(block) * size_t(size));
-    std::vector<uint64_t> corner_keys(size_t(size), 0);
-    std::vector<T> by_rank(size_t(size), T(0));
-    std::vector<uint64_t> rank_multipliers(size_t(size), 0);
-    for (int k = 0; k < dimension; k++) rank_multipliers[size_t(k)] = mixed(uint64_t(k) + 1) | 1u;
-    // A cell's own key mixes that of its vertex with its rank code; equal keys are always compared in full.
+    Enclosing found{size_t(size)};
+    std::vector<int32_t> vertex(size_t(dimension) + 2);
+    std::vector<uint64_t> corner_keys(size_t(size), 0), multiplier_of_rank(size_t(size), 0);
+    const bool exact = key.exact && dimension <= 15;
+    CellKey previous_key{0, 0};
     int32_t previous = -1;
     for (int64_t first = range.begin; first < range.end; first += block) {
         const int count = int(std::min<int64_t>(block, range.end - first));
-        elevate(first, count, elevated.data());
-        const T inverse = T(1) / T(size);
-        Vector<T> excess{};
-        for (int k = 0; k < size; k++) {
-            base[size_t(k)] = nearest<T>(elevated[size_t(k)] * inverse);
-            difference[size_t(k)] = elevated[size_t(k)] - base[size_t(k)] * T(size);
-            excess += base[size_t(k)];
-            rank[size_t(k)] = Integers<T>{} + (size - 1 - k);
-        }
-        for (int i = 0; i < size - 1; i++)
-            for (int j = i + 1; j < size; j++) {
-                const Integers<T> first_is_larger = difference[size_t(i)] >= difference[size_t(j)];  // -1 or 0
-                rank[size_t(j)] -= first_is_larger;
-                rank[size_t(i)] += first_is_larger;
-            }
-        const Integers<T> surplus = __builtin_convertvector(excess, Integers<T>);
-        for (int k = 0; k < size; k++) {
-            Integers<T> r = rank[size_t(k)] + surplus;
-            const Integers<T> below = r < 0, above = r >= size;  // -1 or 0
-            r = r - size * below + size * above;
-            const Integers<T> moved = __builtin_convertvector(base[size_t(k)], Integers<T>) - below + above;
-            difference[size_t(k)] = elevated[size_t(k)] - T(size) * __builtin_convertvector(moved, Vector<T>);
-            for (int i = 0; i < count; i++) {
-                if (k < dimension) bases[size_t(i * size + 1 + k)] = int32_t(moved[i]);
-                ranks[size_t(i * size + k)] = int16_t(r[i]);
-            }
-        }
+        enclose(first, count, found);
+        const auto slot_key = [&](int i) { return found.base_keys[size_t(i)] + mixed(found.rank_codes[size_t(i)] + 1); };
+        for (int i = 0; i < count; i++) cells.prefetch(slot_key(i));
         for (int i = 0; i < count; i++) {
-            const int16_t* r = &ranks[size_t(i * size)];
-            int32_t* b = &bases[size_t(i * size)];
-            b[0] = batch ? batch[first + i] : 0;
-            // Weights of the corners, from the differences in the order of their ranks.
-            for (int k = 0; k < size; k++) by_rank[size_t(r[k])] = difference[size_t(k)][i];
-            T* w = weights.data() + (first + i) * size;
-            w[0] = T(1) - (by_rank[0] - by_rank[size_t(dimension)]) / T(size);
-            for (int k = 1; k < size; k++)
-                w[k] = (by_rank[size_t(dimension - k)] - by_rank[size_t(dimension - k + 1)]) / T(size);
-        }
-        for (int i = 0; i < count; i++) {
-            const int16_t* r = &ranks[size_t(i * size)];
-            const int32_t* b = &bases[size_t(i * size)];
+            const int16_t* r = &found.ranks[size_t(i * size)];
+            const int32_t* b = &found.bases[size_t(i * size)];
+            const CellKey own{found.base_keys[size_t(i)], found.rank_codes[size_t(i)]};
             const auto same = [&](int32_t cell) {
-                return std::equal(b, b + size, &part.bases[size_t(cell) * size_t(size)]) &&
-                       std::equal(r, r + size, &part.ranks[size_t(cell) * size_t(size)]);
+                return own == part.cell_keys[size_t(cell)] &&
+                       (exact || (std::equal(b, b + size, &part.bases[size_t(cell) * size_t(size)]) &&
+                                  std::equal(r, r + size, &part.ranks[size_t(cell) * size_t(size)])));
             };
-            if (previous >= 0 && same(previous)) {  // as neighbouring pixels often are
+            if (previous >= 0 && own == previous_key && same(previous)) {  // as neighbouring pixels often are
                 cell[size_t(first + i)] = previous;
                 continue;
             }
-            uint64_t base_key = key.offset + key.batch_multiplier * uint64_t(int64_t(b[0])), rank_code = 0;
-            for (int j = 0; j < dimension; j++) {
-                base_key += key.multipliers[size_t(j)] * uint64_t(int64_t(b[1 + j]));
-                rank_code += rank_multipliers[size_t(j)] * uint64_t(r[j]);
-            }
-            const int32_t fresh = int32_t(part.corners.size() / size_t(size));
-            previous = cells.insert(mixed(base_key) + mixed(rank_code ^ 0x5851F42D4C957F2Du), fresh, same);
+            const int32_t fresh = int32_t(part.cell_keys.size());
+            previous_key = own;
+            previous = cells.insert(slot_key(i), fresh, same);
             cell[size_t(first + i)] = previous;
             if (previous != fresh) continue;
+            part.cell_keys.push_back(own);
             part.bases.insert(part.bases.end(), b, b + size);
             part.ranks.insert(part.ranks.end(), r, r + size);
-            // Corner k has the remainder k and y_j = b_j - [rank_j > d - k].
-            corner_keys[0] = base_key;
-            for (int k = 1; k < size; k++) {
-                corner_keys[size_t(k)] = corner_keys[size_t(k - 1)] + 1;
-                // Which coordinate has the rank d - k + 1, and so wraps around from here on?
-                for (int j = 0; j < dimension; j++)
-                    if (r[j] == dimension - k + 1) corner_keys[size_t(k)] -= key.multipliers[size_t(j)];
-            }
+            // Corner k has the remainder k and y_j = b_j - [rank_j > d - k]: one coordinate more wraps at each corner.
+            for (int j = 0; j < dimension; j++) multiplier_of_rank[size_t(r[j])] = key.multipliers[size_t(j)];
+            multiplier_of_rank[size_t(r[dimension])] = 0;
+            corner_keys[0] = own.base;
+            for (int k = 1; k < size; k++)
+                corner_keys[size_t(k)] = corner_keys[size_t(k - 1)] + 1 - multiplier_of_rank[size_t(dimension - k + 1)];
             for (int k = 0; k < size; k++) vertices.prefetch(corner_keys[size_t(k)]);
             for (int k = 0; k < size; k++) {
-                vertex[0] = b[0];
-                vertex[1] = k;
-                for (int j = 0; j < dimension; j++) vertex[size_t(2 + j)] = b[1 + j] - (r[j] > dimension - k);
+                const auto write_vertex = [&]() {
+                    vertex[0] = b[0];
+                    vertex[1] = k;
+                    for (int j = 0; j < dimension; j++) vertex[size_t(2 + j)] = b[1 + j] - (r[j] > dimension - k);
+                };
                 const auto same_vertex = [&](int32_t other) {
                     if (key.exact) return true;
-                    if (std::equal(vertex.begin(), vertex.end(), &part.vertices[size_t(other) * vertex.size()])) return true;
-                    part.failed = true;
+                    write_vertex();
+                    if (!std::equal(vertex.begin(), vertex.end(), &part.vertices[size_t(other) * vertex.size()]))
+                        part.failed = true;
                     return true;
                 };
                 const int32_t next = int32_t(part.keys.size());
-                const int32_t found = vertices.insert(corner_keys[size_t(k)], next, same_vertex);
-                if (found == next) {
+                const int32_t index = vertices.insert(corner_keys[size_t(k)], next, same_vertex);
+                if (index == next) {
+                    write_vertex();
                     part.keys.push_back(corner_keys[size_t(k)]);
                     part.vertices.insert(part.vertices.end(), vertex.begin(), vertex.end());
                 }
-                part.corners.push_back(found);
+                part.corners.push_back(index);
             }
         }
     }

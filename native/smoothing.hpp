@@ -16,16 +16,32 @@ constexpr int rows_at_once = 4;
 
 // `wide` vectors of each of the four sums. Twelve sums in all keep the arithmetic units busy, and leave registers for
 // what is added: three vectors and a weight.
+//
+// In a `band`, what is summed is the same taps for each of the four, a row further down each time: the first three rows
+// and the last three do not count for all.
 template <int wide, typename T>
 inline void weighted_sums_of(
-    const T* in, int64_t in_stride, const T* weights, int64_t rows, T* out, int64_t out_stride
+    const T* in, int64_t in_stride, const T* weights, int64_t rows, bool band, T* out, int64_t out_stride
 ) {
     Vector<T> total[rows_at_once][wide] = {};
-    for (int64_t t = 0; t < rows; t++, in += in_stride, weights += rows_at_once) {
+    const auto add = [&](int from, int to) __attribute__((always_inline)) {
         Vector<T> value[wide];
         for (int i = 0; i < wide; i++) value[i] = load(in + i * lanes<T>);
-        for (int r = 0; r < rows_at_once; r++)
+        for (int r = from; r < to; r++)
             for (int i = 0; i < wide; i++) total[r][i] += weights[r] * value[i];
+        in += in_stride;
+        weights += rows_at_once;
+    };
+    if (band) {
+        add(0, 1);
+        add(0, 2);
+        add(0, 3);
+        for (int64_t t = 3; t < rows - 3; t++) add(0, 4);
+        add(1, 4);
+        add(2, 4);
+        add(3, 4);
+    } else {
+        for (int64_t t = 0; t < rows; t++) add(0, 4);
     }
     for (int r = 0; r < rows_at_once; r++)
         for (int i = 0; i < wide; i++) store(out + r * out_stride + i * lanes<T>, total[r][i]);
@@ -36,14 +52,15 @@ inline void weighted_sums_of(
 // May read and write up to a vector beyond `length`.
 template <typename T>
 inline void weighted_sums(
-    const T* in, int64_t in_stride, const T* weights, int64_t rows, T* out, int64_t out_stride, int64_t length
+    const T* in, int64_t in_stride, const T* weights, int64_t rows, bool band, T* out, int64_t out_stride,
+    int64_t length
 ) {
     int64_t c = 0;
     for (; c + 2 * lanes<T> < length; c += 3 * lanes<T>)
-        weighted_sums_of<3>(in + c, in_stride, weights, rows, out + c, out_stride);
+        weighted_sums_of<3>(in + c, in_stride, weights, rows, band, out + c, out_stride);
     for (; c + lanes<T> < length; c += 2 * lanes<T>)
-        weighted_sums_of<2>(in + c, in_stride, weights, rows, out + c, out_stride);
-    for (; c < length; c += lanes<T>) weighted_sums_of<1>(in + c, in_stride, weights, rows, out + c, out_stride);
+        weighted_sums_of<2>(in + c, in_stride, weights, rows, band, out + c, out_stride);
+    for (; c < length; c += lanes<T>) weighted_sums_of<1>(in + c, in_stride, weights, rows, band, out + c, out_stride);
 }
 
 // y = L (G_rows ⊗ G_columns) R x for images (H, W, K), where L and R are products of a factor for the row and one for
@@ -123,7 +140,8 @@ public:
         T* vertical = space.vertical.data() + radius_ * channels;
         // Whole vectors only: neither the image nor the pads have room for more.
         const int64_t whole = length - length % lanes<T>;
-        weighted_sums(image + low * length, length, space.weights.data(), high - low, vertical, padded, whole);
+        const bool band = high - low == 2 * radius_ + rows_at_once && radius_ > 0;
+        weighted_sums(image + low * length, length, space.weights.data(), high - low, band, vertical, padded, whole);
         for (int64_t c = whole; c < length; c++)
             for (int r = 0; r < rows_at_once; r++) {
                 T total = 0;
@@ -144,7 +162,7 @@ private:
             const int64_t x = int64_t(block) * rows_at_once;
             weighted_sums(
                 from + x * channels, channels, tables_.data() + table_of_block_[block], 2 * radius_ + rows_at_once,
-                to + x * stride, stride, channels
+                radius_ > 0, to + x * stride, stride, channels
             );
         }
     }

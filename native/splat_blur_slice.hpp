@@ -26,40 +26,59 @@ struct SplatBlurSlice {
     const int32_t* links;          // (A, V, 2)
     T scale;
 
+    // to[v] += Σ_p w_ip values_i, over the points and the vertices v of their corners.
+    void splat(const T* values, T* to, Range range) const {
+        for (int64_t i = range.begin; i < range.end; i++) {
+            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+            const T* w = weights + i * corners;
+            if (channels == 1) {
+                const T value = values[i];
+                for (int p = 0; p < corners; p++) to[vertex[p]] += w[p] * value;
+                continue;
+            }
+            for (int p = 0; p < corners; p++) add_scaled(to + vertex[p] * channels, w[p], values + i * channels, channels);
+        }
+    }
+
+    // out_i = Σ_p w_ip from[v].
+    void slice(const T* from, T* out, Range range) const {
+        for (int64_t i = range.begin; i < range.end; i++) {
+            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+            const T* w = weights + i * corners;
+            if (channels == 1) {
+                T total = 0;
+                for (int p = 0; p < corners; p++) total += w[p] * from[vertex[p]];
+                out[i] = total;
+                continue;
+            }
+            T* to = out + i * channels;
+            std::fill_n(to, channels, T(0));
+            for (int p = 0; p < corners; p++) add_scaled(to, w[p], from + vertex[p] * channels, channels);
+        }
+    }
+
     void filter(const T* values, T* out, int threads) const {
         // Each thread splats to vertices of its own. More memory than the values themselves take is not for that.
         const int64_t size = vertices * channels;
         threads = useful_threads(threads, points * channels * corners);
         threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, 1 + points / std::max<int64_t>(1, vertices))));
-        std::vector<Buffer<T>> splat;
-        for (int part = 0; part < threads; part++) splat.emplace_back(size_t(size));
+        std::vector<Buffer<T>> splatted;
+        for (int part = 0; part < threads; part++) splatted.emplace_back(size_t(size));
         Buffer<T> memory{size_t(size)};
         const int parts = threads;
         parallel(threads, [&](Team& team, int thread) {
             for (int part = thread; part < parts; part += team.threads) {
-                T* to = splat[size_t(part)].data();
+                T* to = splatted[size_t(part)].data();
                 std::fill_n(to, size, T(0));
-                const Range range = share(points, part, parts);
-                for (int64_t i = range.begin; i < range.end; i++) {
-                    const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-                    for (int p = 0; p < corners; p++)
-                        add_scaled(to + vertex[p] * channels, weights[i * corners + p], values + i * channels, channels);
-                }
+                splat(values, to, share(points, part, parts));
             }
             team.wait();
             const Range range = share(size, thread, team.threads);
-            for (size_t part = 1; part < splat.size(); part++)
-                add_scaled(splat[0].data() + range.begin, T(1), splat[part].data() + range.begin, range.end - range.begin);
+            for (size_t part = 1; part < splatted.size(); part++)
+                add_scaled(splatted[0].data() + range.begin, T(1), splatted[part].data() + range.begin, range.end - range.begin);
             const T* blurred =
-                blur(team, thread, splat[0].data(), memory.data(), links, vertices, axes, order, channels, scale, false);
-            const Range mine = share(points, thread, team.threads);
-            for (int64_t i = mine.begin; i < mine.end; i++) {
-                T* to = out + i * channels;
-                std::fill_n(to, channels, T(0));
-                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-                for (int p = 0; p < corners; p++)
-                    add_scaled(to, weights[i * corners + p], blurred + vertex[p] * channels, channels);
-            }
+                blur(team, thread, splatted[0].data(), memory.data(), links, vertices, axes, order, channels, scale, false);
+            slice(blurred, out, share(points, thread, team.threads));
         });
     }
 };

@@ -70,11 +70,38 @@ inline float sum(Vector<float> v) {
 }
 inline double sum(Vector<double> v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-template <typename T>
-inline T largest(Vector<T> v) {
-    T best = v[0];
-    for (int i = 1; i < lanes<T>; i++) best = v[i] > best ? v[i] : best;
-    return best;
+// For as many vectors as one has lanes: what `two` makes of all lanes of each, one result a lane. In three rounds (two,
+// of double) of the pairs of vectors, so that a vector costs an operation and not one a lane.
+template <typename T, typename Two>
+inline Vector<T> across(const T* vectors, const Two& two) {
+    Vector<T> v[lanes<T>];
+    for (int i = 0; i < lanes<T>; i++) v[i] = load(vectors + i * lanes<T>);
+    if constexpr (lanes<T> == 8) {
+        for (int i = 0; i < 4; i++) {
+            const Vector<T> a = v[2 * i], b = v[2 * i + 1];
+            v[i] = two(
+                __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14),
+                __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15)
+            );
+        }
+        for (int i = 0; i < 2; i++) {
+            const Vector<T> a = v[2 * i], b = v[2 * i + 1];
+            v[i] = two(
+                __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13),
+                __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+            );
+        }
+        return two(
+            __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 8, 9, 10, 11),
+            __builtin_shufflevector(v[0], v[1], 4, 5, 6, 7, 12, 13, 14, 15)
+        );
+    } else {
+        for (int i = 0; i < 2; i++) {
+            const Vector<T> a = v[2 * i], b = v[2 * i + 1];
+            v[i] = two(__builtin_shufflevector(a, b, 0, 4, 2, 6), __builtin_shufflevector(a, b, 1, 5, 3, 7));
+        }
+        return two(__builtin_shufflevector(v[0], v[1], 0, 1, 4, 5), __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7));
+    }
 }
 
 // e^x. In single precision for x up to 88, with a relative error below 3e-7: x = n ln 2 + r with |r| ≤ ½ ln 2, and

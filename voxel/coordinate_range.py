@@ -29,9 +29,10 @@ def check_coordinate_range(name: str, features: Tensor, scale: float, spread: fl
         return
     limit = 2.0**20 if features.dtype == torch.float32 else 2.0**30
     bound = limit / (scale * spread)
-    magnitude = features.detach().abs()
-    if float(magnitude.max()) <= bound:
+    low, high = torch.aminmax(features.detach())
+    if -bound <= float(low) and float(high) <= bound:
         return
+    magnitude = features.detach().abs()
     point = int(torch.nonzero(magnitude.amax(1) > bound)[0])
     axis = int(magnitude[point].argmax())
     advice = ", or use float64" if features.dtype == torch.float32 else ""
