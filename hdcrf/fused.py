@@ -90,26 +90,23 @@ class FusedMeanField:
         # With two labels under Potts, one number a point goes from iteration to iteration: Q(1) - Q(0).
         paired = field.channels != logits.shape[1]
         current = logits.new_empty((len(logits), field.channels))
-        spare = torch.empty_like(current) if paired or iterations > 1 else marginals
+        spare = torch.empty_like(current) if paired else marginals
         self._step(None, current, None, True, 0)
-        done = 0
-        while done < iterations:
-            last = done == iterations - 1
-            target = marginals if last else spare
-            self._step(
-                current, target, updated if last or tolerance is not None else None, not last, done + 1
-            )
-            done += 1
+        for done in range(1, iterations + 1):
+            last = done == iterations
+            target = marginals if last and paired else spare
+            self._step(current, target, updated if last or tolerance is not None else None, not last, done)
             if progress is not None:
                 progress(done)
             if last:
-                break
+                return target, updated if return_logits else None, done
             change = None if tolerance is None else float((target - current).abs().max()) / (1 + paired)
             current, spare = target, current
-            if change is not None and tolerance is not None and change <= tolerance and updated is not None:
-                marginals = torch.softmax(updated, 1)
+            if change is not None and tolerance is not None and change <= tolerance:
                 break
-        return marginals, updated if return_logits else None, done
+        if paired and updated is not None:
+            current = torch.softmax(updated, 1, out=marginals)
+        return current, updated if return_logits else None, done
 
     def _step(
         self, previous: Tensor | None, target: Tensor, updated: Tensor | None, more: bool, iteration: int

@@ -43,10 +43,11 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
     check_floating("probabilities", probabilities)
     if not 0 < check_number("floor", floor) < 1:
         raise ValueError(f"`floor` must lie between 0 and 1, got {floor}")
-    check_finite("probabilities", probabilities)
     if probabilities.numel() == 0:
         return probabilities
-    lowest = float(probabilities.detach().min())
+    lowest, highest = (float(bound) for bound in torch.aminmax(probabilities.detach()))
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        check_finite("probabilities", probabilities)
     if lowest < 0:
         raise ValueError(
             f"`probabilities` must be 0 or greater, got {lowest:.6g}; pass logits to DenseCRF instead"
@@ -60,7 +61,8 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
         )
     if probabilities.requires_grad or max(1 - low, high - 1) > _SUM_ROUNDING:
         probabilities = probabilities / sums
-    return probabilities.clamp_min(floor).log()
+    raised = probabilities.clamp_min(floor)
+    return raised.log() if raised.requires_grad else raised.log_()
 
 
 def logits_from_labels(

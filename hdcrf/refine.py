@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.potentials import logits_from_labels, logits_from_probabilities
+from voxel.backend import kernels, uses_native
 from voxel.checks import check_finite
 
 __all__ = ["refine"]
@@ -83,7 +84,17 @@ def refine(
     marginals = result.marginals[0].permute(1, 2, 0)
     if return_marginals:
         return marginals.contiguous().numpy()
-    return marginals.argmax(2).numpy()
+    return _most_likely(marginals, crf.backend).numpy()
+
+
+def _most_likely(marginals: Tensor, backend: str) -> Tensor:
+    """Return the (H, W) labels of the largest (H, W, K) marginals."""
+    if not uses_native(backend, marginals):
+        return marginals.argmax(2)
+    labels = torch.empty(marginals.shape[:2], dtype=torch.int64)
+    rows = marginals.reshape(-1, marginals.shape[2])
+    kernels().argmax(rows, labels.view(-1), torch.get_num_threads())
+    return labels
 
 
 def _guide(image: NDArray[Any]) -> Tensor:

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "argmax.hpp"
 #include "mean_field.hpp"
 #include "permutohedral.hpp"
 #include "sparse_product.hpp"
@@ -178,6 +179,13 @@ void define_products(nb::module_& module) {
 
 template <typename T>
 void define(nb::module_& module, const char* mean_field) {
+    module.def(
+        "argmax",
+        [](Array<T> values, Output<int64_t> out, int threads) {
+            argmax(values.data(), out.data(), int64_t(values.shape(0)), int64_t(values.shape(1)), threads);
+        },
+        Released()
+    );
     define_products<T, int32_t>(module);
     define_products<T, int64_t>(module);
     module.def(

@@ -151,6 +151,7 @@ private:
 
     void enclose(int64_t first, int count, Enclosing& found);
     void elevate(int64_t first, int count, Vector<T>* elevated) const;
+    void extent(int j, Range range, T& low, T& high) const;
     void make_key(int halo, int threads);
     void find_cells(Part& part, Range range);
     void merge(std::vector<Part>& parts);
@@ -204,6 +205,30 @@ void PermutohedralBuild<T>::elevate(int64_t first, int count, Vector<T>* elevate
     }
 }
 
+// The least and the largest of feature j.
+template <typename T>
+void PermutohedralBuild<T>::extent(int j, Range range, T& low, T& high) const {
+    const T* from = features + j * feature_stride;
+    low = high = from[range.begin * point_stride];
+    int64_t i = range.begin;
+    if (point_stride == 1) {
+        Vector<T> lows = broadcast(low), highs = lows;
+        for (; i + lanes<T> <= range.end; i += lanes<T>) {
+            const Vector<T> value = load(from + i);
+            lows = value < lows ? value : lows;
+            highs = value > highs ? value : highs;
+        }
+        for (int lane = 0; lane < lanes<T>; lane++) {
+            low = std::min(low, T(lows[lane]));
+            high = std::max(high, T(highs[lane]));
+        }
+    }
+    for (; i < range.end; i++) {
+        low = std::min(low, from[i * point_stride]);
+        high = std::max(high, from[i * point_stride]);
+    }
+}
+
 template <typename T>
 inline Vector<T> nearest(Vector<T> x) {
     // Within the range that coordinates are checked to be in, adding 1.5 · 2^(bits of the mantissa) rounds.
@@ -214,46 +239,20 @@ inline Vector<T> nearest(Vector<T> x) {
 template <typename T>
 void PermutohedralBuild<T>::make_key(int halo, int threads) {
     const int size = dimension + 1;
-    threads = useful_threads(threads, points * size, 1 << 18);
-    std::vector<std::vector<T>> low(size_t(threads), std::vector<T>(size_t(size), std::numeric_limits<T>::max()));
-    std::vector<std::vector<T>> high(size_t(threads), std::vector<T>(size_t(size), std::numeric_limits<T>::lowest()));
-    std::vector<Buffer<Vector<T>>> memory;
-    for (int thread = 0; thread < threads; thread++) memory.emplace_back(size_t(3 * size));
-    const int parts = threads;
-    parallel(threads, [&](Team& team, int thread) {
-        for (int part = thread; part < parts; part += team.threads) {
-            const Range range = share(points, part, parts);
-            Vector<T>* elevated = memory[size_t(part)].data();
-            Vector<T>*lowest = elevated + size, *highest = lowest + size;
-            for (int k = 0; k < size; k++) {
-                lowest[k] = broadcast(std::numeric_limits<T>::max());
-                highest[k] = broadcast(std::numeric_limits<T>::lowest());
-            }
-            for (int64_t first = range.begin; first < range.end; first += block) {
-                const int count = int(std::min<int64_t>(block, range.end - first));
-                if (count < block) {  // the same points again, so that no lane is empty
-                    const int64_t again = std::max<int64_t>(range.begin, range.end - block);
-                    elevate(again, int(std::min<int64_t>(block, range.end - again)), elevated);
-                    for (int k = 0; k < size; k++)
-                        for (int i = 0; i < int(range.end - again); i++) {
-                            low[size_t(part)][size_t(k)] = std::min(low[size_t(part)][size_t(k)], T(elevated[k][i]));
-                            high[size_t(part)][size_t(k)] = std::max(high[size_t(part)][size_t(k)], T(elevated[k][i]));
-                        }
-                    continue;
-                }
-                elevate(first, count, elevated);
-                for (int k = 0; k < size; k++) {
-                    lowest[k] = elevated[k] < lowest[k] ? elevated[k] : lowest[k];
-                    highest[k] = elevated[k] > highest[k] ? elevated[k] : highest[k];
-                }
-            }
-            for (int k = 0; k < size; k++)
-                for (int i = 0; i < block; i++) {
-                    low[size_t(part)][size_t(k)] = std::min(low[size_t(part)][size_t(k)], T(lowest[k][i]));
-                    high[size_t(part)][size_t(k)] = std::max(high[size_t(part)][size_t(k)], T(highest[k][i]));
-                }
-        }
+    // The extent of each feature, and so of each coordinate.
+    const size_t d = size_t(dimension);
+    const int parts = useful_threads(threads, points * dimension, 1 << 18);
+    std::vector<T> low(d * size_t(parts)), high(d * size_t(parts));
+    parallel(parts, [&](Team& team, int thread) {
+        for (int part = thread; part < parts; part += team.threads)
+            for (int j = 0; j < dimension; j++)
+                extent(j, share(points, part, parts), low[size_t(part) * d + size_t(j)], high[size_t(part) * d + size_t(j)]);
     });
+    for (int part = 1; part < parts; part++)
+        for (size_t j = 0; j < d; j++) {
+            low[j] = std::min(low[j], low[size_t(part) * d + j]);
+            high[j] = std::max(high[j], high[size_t(part) * d + j]);
+        }
     int32_t last_batch = 0;
     if (batch)
         for (int64_t i = 0; i < points; i++) last_batch = std::max(last_batch, batch[i]);
@@ -265,13 +264,14 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
     std::vector<int64_t> origin(size_t(dimension), 0);
     unsigned __int128 product = unsigned(size);
     for (int j = 0; j < dimension; j++) {
-        T lowest = low[0][size_t(j)], highest = high[0][size_t(j)];
-        for (int part = 1; part < parts; part++) {
-            lowest = std::min(lowest, low[size_t(part)][size_t(j)]);
-            highest = std::max(highest, high[size_t(part)][size_t(j)]);
+        double lowest = 0, highest = 0;
+        for (int i = 0; i < dimension; i++) {
+            const double e = elevation[j * dimension + i], at_low = e * low[size_t(i)], at_high = e * high[size_t(i)];
+            lowest += std::min(at_low, at_high);
+            highest += std::max(at_low, at_high);
         }
-        const int64_t from = int64_t(std::floor(double(lowest) / size)) - 4 - halo;
-        const int64_t to = int64_t(std::ceil(double(highest) / size)) + 4 + halo;
+        const int64_t from = int64_t(std::floor(lowest / size)) - 4 - halo;
+        const int64_t to = int64_t(std::ceil(highest / size)) + 4 + halo;
         origin[size_t(j)] = from;
         key.multipliers[size_t(j)] = uint64_t(product);
         product *= unsigned(to - from + 1);
@@ -358,7 +358,7 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) 
 template <typename T>
 void PermutohedralBuild<T>::find_cells(Part& part, Range range) {
     const int size = dimension + 1;
-    KeyTable cells(size_t(range.end - range.begin) / 16 + 64), vertices(size_t(range.end - range.begin) / 16 + 64);
+    KeyTable cells(size_t(range.end - range.begin) / 4), vertices(size_t(range.end - range.begin) / 8);
     Enclosing found{size_t(size)};
     std::vector<int32_t> vertex(size_t(dimension) + 2);
     std::vector<uint64_t> corner_keys(size_t(size), 0), multiplier_of_rank(size_t(size), 0);
