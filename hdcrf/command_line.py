@@ -476,6 +476,8 @@ def _as_input_error(prefix: str = "") -> Iterator[None]:
 def _as_write_failure() -> Iterator[None]:
     try:
         yield
+    except image_files.NotPutBackError as error:
+        raise click.ClickException(f"cannot write the results: {error}") from error
     except OSError as error:
         raise click.ClickException(f"cannot write the results, and wrote none: {error}") from error
 

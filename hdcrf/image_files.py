@@ -6,12 +6,13 @@ what came and what to do. Pillow is imported where it is used, so that `import h
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "NotPutBackError",
     "check_outputs",
     "read_annotation",
     "read_array",
     "read_photo",
     "read_probabilities",
+    "reason",
     "whole_files",
     "write_array",
     "write_labels",
@@ -53,6 +56,10 @@ _TRANSPARENT_FORMATS = ("RGBA", "LA", "PA", "RGBa", "La")
 
 class InputError(ValueError):
     """A file that the user named cannot be used."""
+
+
+class NotPutBackError(OSError):
+    """A file could not be moved to its place, and what another one replaced could not be put back."""
 
 
 def read_photo(
@@ -214,13 +221,11 @@ def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
         raise InputError(f"{role} {path} must be a .npy or .npz file; save it with numpy.save")
     try:
         with open(path, "rb") as file:
+            _check_size(file, os.fstat(file.fileno()).st_size)
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            names = list(loaded.keys())
+            names = [] if isinstance(loaded, np.ndarray) else list(loaded.keys())
             if name in names or len(names) == 1:
-                array: NDArray[Any] = loaded[name if name in names else names[0]]
-                return array
+                loaded = _load_member(loaded, name if name in names else names[0])
     except MemoryError:
         raise
     except Exception as error:  # what a broken header or archive raises depends on how it is broken
@@ -229,9 +234,43 @@ def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
                 f"{role} {path} holds Python objects or is no array file; pickled objects are not loaded, "
                 "because that can run any code: save a plain array of numbers with numpy.save"
             ) from error
-        raise InputError(f"{role} {path} cannot be read: {error}; save it again with numpy.save") from error
+        raise InputError(
+            f"{role} {path} cannot be read: {reason(error)}; save it again with numpy.save"
+        ) from error
+    if isinstance(loaded, np.ndarray):
+        return loaded
     listed = ", ".join(names) or "none"
     raise InputError(f"{role} {path} must hold a single array or one named {name!r}, got: {listed}")
+
+
+def _load_member(archive: Any, name: str) -> Any:
+    """Return a member of a .npz file: an array, or bytes if it is of another kind."""
+    if f"{name}.npy" in archive.zip.namelist():
+        with archive.zip.open(f"{name}.npy") as member:
+            _check_size(member, archive.zip.getinfo(f"{name}.npy").file_size)
+    return archive[name]
+
+
+def _check_size(file: Any, size: int) -> None:
+    """Raise if the header of an array promises more than the `size` bytes of its file; else rewind."""
+    numpy_format = np.lib.format
+    if file.read(len(numpy_format.MAGIC_PREFIX)) == numpy_format.MAGIC_PREFIX:
+        file.seek(0)
+        first = numpy_format.read_magic(file) == (1, 0)
+        read = numpy_format.read_array_header_1_0 if first else numpy_format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        promised = math.prod(shape) * dtype.itemsize
+        if promised > size and not dtype.hasobject:
+            raise ValueError(
+                f"it is damaged, as its header promises {promised} bytes for the shape {shape}, "
+                f"and the file has {size}"
+            )
+    file.seek(0)
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, or its kind if it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def check_outputs(
@@ -266,12 +305,13 @@ def _check_suffix(name: str, path: Path, suffixes: Sequence[str]) -> None:
     if suffix in suffixes:
         return
     listed = " or ".join(suffixes)
+    came = repr(suffix) if suffix else "no suffix"
     if suffix in (".jpg", ".jpeg"):
         raise InputError(
             f"{name} {path} must end in {listed}: JPEG is lossy, it would blend the colours at the borders "
             "into ones that mean nothing"
         )
-    raise InputError(f"{name} {path} must end in {listed}, got {suffix or 'no suffix'!r}")
+    raise InputError(f"{name} {path} must end in {listed}, got {came}")
 
 
 def _check_name(name: str, path: Path, place: str) -> None:
@@ -307,36 +347,65 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
 
     Yields:
         The open binary files, in that order.
+
+    Raises:
+        OSError: If a file cannot be written or moved.
+        NotPutBackError: If then another cannot be put back; the message names the copy that is kept of it.
     """
     places = [Path(os.path.realpath(path)) for path in paths]
     temporary = [place.with_name(f".hdcrf-{secrets.token_hex(8)}.part") for place in places]
-    former = [name.with_suffix(".old") for name in temporary]
     try:
         with ExitStack() as stack:
             yield [stack.enter_context(open(name, "xb")) for name in temporary]
-        with ExitStack() as undo:
-            for name, place, backup in zip(temporary, places, former, strict=True):
-                kept = _keep(place, backup)
-                if kept:
-                    undo.callback(os.replace, backup, place)
-                os.replace(name, place)
-                if not kept:
-                    undo.callback(os.unlink, place)
-            undo.pop_all()
+        _move_all(temporary, places)
     finally:
-        for name in (*temporary, *former):
+        for name in temporary:
             name.unlink(missing_ok=True)
 
 
-def _keep(place: Path, backup: Path) -> bool:
-    """Keep the file at `place`, if there is one, under a second name; return whether there is."""
+def _move_all(sources: Sequence[Path], places: Sequence[Path]) -> None:
+    """Move each file to its place, or leave all places as they were."""
+    # For each place touched, where the file that was there is kept; None if there was none.
+    backups: dict[Path, Path | None] = {}
+    try:
+        for source, place in zip(sources, places, strict=True):
+            backup = source.with_suffix(".old") if place.exists() else None
+            backups[place] = backup  # before the file is set aside, as an interrupt may come any time
+            if backup is not None:
+                _keep(place, backup)
+            os.replace(source, place)
+    except BaseException as error:
+        left = [complaint for item in backups.items() if (complaint := _put_back(*item))]
+        if left:
+            raise NotPutBackError("; ".join([reason(error), *left])) from error
+        raise
+    for kept in backups.values():
+        if kept is not None:
+            with suppress(OSError):  # the results are in place
+                kept.unlink()
+
+
+def _keep(place: Path, backup: Path) -> None:
+    """Keep the file at `place` under a second name."""
     try:
         os.link(place, backup)
-    except FileNotFoundError:
-        return False
     except OSError:  # a file system without links
         os.replace(place, backup)
-    return True
+
+
+def _put_back(place: Path, backup: Path | None) -> str | None:
+    """Undo what was done to a place; return a complaint if that fails."""
+    try:
+        if backup is None:
+            place.unlink(missing_ok=True)
+        elif backup.exists():
+            os.replace(backup, place)
+            backup.unlink(missing_ok=True)  # replacing does nothing where both are names of one file
+    except OSError as error:
+        if backup is None:
+            return f"{place}, which is new, could not be removed ({reason(error)})"
+        return f"{place} could not be put back ({reason(error)}): what was in it is now in {backup}"
+    return None
 
 
 def write_labels(file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8]) -> None:
@@ -405,6 +474,8 @@ def _check_file(role: str, path: Path) -> None:
         raise InputError(f"{role} {path} is a folder; name a file in it")
     if not os.path.exists(path):
         raise InputError(f"{role} {path} does not exist; check the path")
+    if not os.path.isfile(path):  # to read a pipe or a device may take forever
+        raise InputError(f"{role} {path} is not an ordinary file; save it as one and name that")
 
 
 def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Image, list[str]]:
@@ -436,7 +507,7 @@ def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Imag
         ) from error
     except Exception as error:  # what a decoder raises on a broken file depends on the format
         raise InputError(
-            f"{role} {path} cannot be read: {error}; it may be damaged, save it again"
+            f"{role} {path} cannot be read: {reason(error)}; it may be damaged, save it again"
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit

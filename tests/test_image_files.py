@@ -2,6 +2,7 @@
 
 import os
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from hdcrf import image_files
 from hdcrf.image_files import (
     InputError,
+    NotPutBackError,
     check_outputs,
     read_annotation,
     read_array,
@@ -323,6 +325,42 @@ class TestProbabilities:
         with pytest.raises(InputError):
             self.read(path)
 
+    def test_member_that_is_no_array(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+            archive.writestr("a.txt", "0.5")
+        with pytest.raises(InputError, match=r"single array or one named 'probabilities', got: a\.txt"):
+            self.read(tmp_path / "p.npz")
+
+    @pytest.mark.parametrize("suffix", ["npy", "npz"])
+    def test_header_that_promises_too_much(self, suffix, tmp_path):
+        path = tmp_path / "p.npy"
+        np.save(path, self.GOOD)
+        damaged = path.read_bytes().replace(b"(6, 8, 3), }" + 11 * b" ", b"(6, 80000000000, 3), }" + b" ")
+        path.write_bytes(damaged)
+        if suffix == "npz":
+            with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
+                archive.write(path, "probabilities.npy")
+        with pytest.raises(InputError, match=r"it is damaged, as its header promises 5760000000000 bytes"):
+            self.read(tmp_path / f"p.{suffix}")
+
+    def test_an_error_that_says_nothing_is_named(self, tmp_path, monkeypatch):
+        def load(*_, **__):
+            raise NotImplementedError
+
+        np.save(tmp_path / "p.npy", self.GOOD)
+        monkeypatch.setattr(np, "load", load)
+        with pytest.raises(InputError, match="cannot be read: NotImplementedError;"):
+            self.read(tmp_path / "p.npy")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    @pytest.mark.timeout(20)
+    def test_pipes_are_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "p.npy")
+        with pytest.raises(InputError, match="is not an ordinary file"):
+            self.read(tmp_path / "p.npy")
+        with pytest.raises(InputError, match="is not an ordinary file"):
+            read_photo(tmp_path / "p.npy")
+
     def test_missing_folder_and_suffix(self, tmp_path):
         (tmp_path / "p.txt").write_text("0.5")
         with pytest.raises(InputError, match=r"must be a \.npy or \.npz"):
@@ -451,6 +489,46 @@ class TestWholeFiles:
             write()
         left = {path.name: path.read_text() for path in tmp_path.iterdir()}
         assert left == ({name: f"old {name}" for name in names} if old else {})
+
+    def test_what_cannot_be_put_back_is_kept_and_named(self, monkeypatch, tmp_path):
+        def replace(source, destination, _replace=os.replace):
+            if str(source).endswith(".old") or str(destination).endswith("b"):
+                raise OSError("no space left")
+            _replace(source, destination)
+
+        monkeypatch.setattr(os, "replace", replace)
+        (tmp_path / "a").write_text("old a")
+        with (
+            pytest.raises(
+                NotPutBackError, match=r"a could not be put back .*: what was in it is now in (.*)$"
+            ) as error,
+            whole_files([tmp_path / "a", tmp_path / "b"]),
+        ):
+            pass
+        (kept,) = (path for path in tmp_path.iterdir() if path.name != "a")
+        assert str(error.value).endswith(str(kept))
+        assert kept.read_text() == "old a"
+
+    @pytest.mark.parametrize("links", [True, False], ids=["links", "no_links"])
+    def test_interrupt_while_a_file_is_set_aside(self, links, monkeypatch, tmp_path):
+        def interrupted(function):
+            def call(*arguments):
+                monkeypatch.undo()
+                function(*arguments)
+                raise KeyboardInterrupt
+
+            return call
+
+        def no_link(*_):
+            raise PermissionError("no links here")
+
+        monkeypatch.setattr(os, "link", interrupted(os.link) if links else no_link)
+        if not links:
+            monkeypatch.setattr(os, "replace", interrupted(os.replace))
+        (tmp_path / "a").write_text("old a")
+        with pytest.raises(KeyboardInterrupt), whole_files([tmp_path / "a"]):
+            pass
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old a"}
 
     def test_none_is_left_when_one_cannot_be_opened(self, tmp_path):
         with pytest.raises(OSError), whole_files([tmp_path / "a", tmp_path / "missing" / "b"]):
