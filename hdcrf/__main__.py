@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line, or say in a sentence what it lacks."""
+    _open_closed_streams()
     missing = [name for module, name in (("click", "click"), ("PIL", "pillow")) if not _found(module)]
     if missing:
         needs = " and ".join(missing)
@@ -16,6 +18,13 @@ def main() -> None:
     from hdcrf.command_line import commands
 
     commands(prog_name="hdcrf")
+
+
+def _open_closed_streams() -> None:
+    """Stand in for closed streams, or else the next file opened would get their number and the messages."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _found(module: str) -> bool:

@@ -1,6 +1,7 @@
 """The commands `hdcrf image` and `hdcrf info`.
 
-Exit codes: 0 done, 1 something failed on the way, 2 wrong usage or input, 130 interrupted.
+Exit codes: 0 done, 1 something failed on the way, 2 wrong usage or input, 130 interrupted, 129 or 143 ended
+by SIGHUP or SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import errno
 import math
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +42,21 @@ __all__ = ["commands"]
 
 _BYTES_A_PIXEL = 470  # Peak memory with two labels, measured on photos of 4 and 9 megapixels.
 
-_PATH = click.Path(path_type=Path)
+
+class _FilePath(click.Path):
+    """The path of a file, which may not be empty."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the option's text."""
+        if value == "":
+            self.fail("the name is empty; name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _FilePath()
 
 
 class _Number(click.FloatRange):
@@ -169,7 +186,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _clean_end_by_signals():
+                return super().invoke(ctx)
         except InputError as error:
             raise _WrongInput(str(error)) from error
         except KeyboardInterrupt:
@@ -178,13 +196,35 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(image_files.reason(error)) from error
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise click.ClickException(
                 "out of memory, and nothing was written; scale the photo down, or use another --device"
             ) from error
+
+
+@contextmanager
+def _clean_end_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as an exception does, so that no temporary file stays behind."""
+
+    def end(number: int, _: object) -> None:
+        for each in taken:  # a second signal must not cut the clean-up short
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    present = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
+    # One that is ignored, as under nohup, stays so.
+    taken = [each for each in present if in_main and signal.getsignal(each) == signal.SIG_DFL]
+    try:
+        for each in taken:
+            signal.signal(each, end)
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _model_options(command: _Command) -> _Command:
@@ -277,7 +317,7 @@ def image(
         raise click.UsageError("--gt-prob goes with --annotation; --probabilities say it themselves")
     if energy_plot is not None and _version("matplotlib") is None:
         raise click.UsageError('--energy-plot needs matplotlib: pip install "hdcrf[images]"')
-    matrix = None if compatibility == "potts" else Path(compatibility)
+    matrix = None if compatibility == "potts" else _PATH.convert(compatibility, None, context)
     wanted: dict[str, tuple[Path | None, tuple[str, ...]]] = {
         "--output": (output, (".png",)),
         "--overlay": (overlay, (".png", ".jpg", ".jpeg")),
@@ -325,13 +365,14 @@ def image(
         contents = [
             writers[name](file, path) for (name, (path, _)), file in zip(outputs.items(), files, strict=True)
         ]
-    if not quiet:
-        for (name, (path, _)), content in zip(outputs.items(), contents, strict=True):
-            size = f"{path.stat().st_size / 1000:.1f} kB"
-            click.echo(f"{name[2:]}: {click.format_filename(path)} ({content}, {size})")
-        click.echo(_summary(labels, start, result, seconds))
-    if labels.min() == labels.max():
-        click.echo(_single_label_hint(int(labels.min()), start), err=True)
+    with _as_print_failure():
+        if not quiet:
+            for (name, (path, _)), content in zip(outputs.items(), contents, strict=True):
+                size = f"{path.stat().st_size / 1000:.1f} kB"
+                click.echo(f"{name[2:]}: {click.format_filename(path)} ({content}, {size})")
+            click.echo(_summary(labels, start, result, seconds))
+        if labels.min() == labels.max():
+            click.echo(_single_label_hint(int(labels.min()), start), err=True)
 
 
 @commands.command()
@@ -454,7 +495,7 @@ def _most_pixels(device: torch.device) -> int | None:
 @contextmanager
 def _progress(iterations: int, quiet: bool) -> Iterator[Callable[[int], object] | None]:
     """Show a bar on stderr where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     with click.progressbar(length=iterations, label="Mean field", file=sys.stderr) as bar:
@@ -480,6 +521,16 @@ def _as_write_failure() -> Iterator[None]:
         raise click.ClickException(f"cannot write the results: {error}") from error
     except OSError as error:
         raise click.ClickException(f"cannot write the results, and wrote none: {error}") from error
+
+
+@contextmanager
+def _as_print_failure() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise click.ClickException(f"the results are written, but not all was printed: {error}") from error
 
 
 def _write_labels(file: BinaryIO, labels: NDArray[np.int64], start: _Start) -> str:

@@ -3,10 +3,12 @@
 import inspect
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -77,11 +79,11 @@ def refuse(*arguments, code=2):
     return result.stderr
 
 
-def python(*arguments, **options):
+def python(*arguments, program=sys.executable, **options):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONIOENC")}
     environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(hdcrf.__file__))
     return subprocess.run(
-        [sys.executable, *arguments],
+        [program, *arguments],
         env=environment | options.pop("env", {}),
         stdin=subprocess.DEVNULL,
         text=True,
@@ -422,7 +424,10 @@ class TestRefusals:
         [
             (("-o", "out.jpg"), "JPEG is lossy"),
             (("-o", "out.gif"), "--output out.gif must end in .png"),
-            (("-o", "out"), "--output out must end in .png"),
+            (("-o", "out"), "--output out must end in .png, got no suffix"),
+            (("-o", ""), "the name is empty; name a file"),
+            (("-o", "out.png", "--overlay", ""), "the name is empty; name a file"),
+            (("-o", "out.png", "--compatibility", ""), "the name is empty; name a file"),
             (("-o", "missing/out.png"), "does not exist; make it first"),
             (("-o", "photo.png/out.png"), "is not a folder"),
             (("-o", "photo.png"), "is also the file of PHOTO"),
@@ -546,6 +551,60 @@ class TestProcess:
             process.wait()
             os.close(controller)
         assert sorted(os.listdir()) == ["annotation.png", "photo.png", "probabilities.npy"]
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+    @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+    def test_closed_streams(self, closed, folder):
+        def shell(*arguments):
+            command = shlex.join([sys.executable, "-m", "hdcrf", *arguments])
+            return python("-c", f"{command} {closed}", program="sh").returncode
+
+        assert shell("image", "photo.png", *ANNOTATION) == 0
+        Image.open("out.png").load()
+        assert shell("image", "missing.png", *ANNOTATION) == 2
+        assert shell("info") == 0
+
+    def test_closed_stderr_shows_no_bar(self, folder, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", None)
+        with command_line._progress(3, quiet=False) as progress:
+            assert progress is None
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    def test_full_disk_behind_stdout(self, folder):
+        with open("/dev/full", "w") as full:
+            options = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+            result = python("-m", "hdcrf", "image", "photo.png", *ANNOTATION, **options)
+            information = python("-m", "hdcrf", "info", **options)
+        assert (result.returncode, information.returncode) == (1, 1)
+        assert result.stderr.startswith("Error: the results are written, but not all was printed: ")
+        assert information.stderr == "Error: [Errno 28] No space left on device\n"
+        assert result.stderr.count("\n") == 1
+        Image.open("out.png").load()
+
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+    def test_signals_leave_nothing_half_written(self, name, folder, unchanged):
+        if not hasattr(signal, name):
+            pytest.skip(f"no {name} here")
+        program = (
+            "import os, signal; from hdcrf import image_files; from hdcrf.__main__ import main\n"
+            "def write(file, *_):\n"
+            "    file.write(b'half of it')\n"
+            f"    os.kill(os.getpid(), signal.{name})\n"
+            "image_files.write_picture = write\n"
+            "main()"
+        )
+        result = python("-c", program, "image", "photo.png", *ANNOTATION)
+        assert result.returncode == 128 + getattr(signal, name)
+        assert "Traceback" not in result.stderr
+
+    def test_signals_are_given_back(self, folder):
+        before = signal.getsignal(signal.SIGTERM)
+        succeed(*ANNOTATION)
+        assert signal.getsignal(signal.SIGTERM) == before
+
+    def test_another_thread_has_no_signals(self, folder):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(succeed, *ANNOTATION).result()
 
 
 class TestInfo:
