@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from voxel.checks import check_floating
+from voxel.checks import check_finite, check_floating, check_positive, check_tensor
 
 __all__ = ["batch_index", "bilateral_features"]
 
@@ -27,11 +27,17 @@ def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float
     Returns:
         (B·H·W, 2 + c), the pixels of the first image first, row by row.
 
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If the guide has another shape, or a sigma is not positive or beyond the guide's dtype.
+
     Differentiable in the guide and in both sigmas.
     """
     check_floating("guide", guide)
     if guide.dim() != 4:
         raise ValueError(f"`guide` must have shape (B, c, H, W), got {tuple(guide.shape)}")
+    _check_sigma("sigma_xy", sigma_xy, guide.dtype)
+    _check_sigma("sigma_rgb", sigma_rgb, guide.dtype)
     batch, channels, height, width = guide.shape
     y = torch.arange(height, dtype=guide.dtype, device=guide.device) / sigma_xy
     x = torch.arange(width, dtype=guide.dtype, device=guide.device) / sigma_xy
@@ -47,6 +53,19 @@ def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float
     else:
         lifted = torch.cat([position[:, None].expand(-1, batch, -1, -1), colour.transpose(0, 1)])
     return lifted.flatten(1).T
+
+
+def _check_sigma(name: str, sigma: float | Tensor, dtype: torch.dtype) -> None:
+    if isinstance(sigma, Tensor):
+        check_finite(name, check_tensor(name, sigma))
+        if sigma.shape not in ((), (1,)):
+            raise ValueError(f"`{name}` must be a single number, got a tensor of shape {tuple(sigma.shape)}")
+    number = check_positive(name, sigma.item() if isinstance(sigma, Tensor) else sigma)
+    limits = torch.finfo(dtype)
+    if not limits.tiny <= number <= limits.max:
+        raise ValueError(
+            f"`{name}` must lie between {limits.tiny:.3g} and {limits.max:.3g}, as {dtype} does, got {number}"
+        )
 
 
 def batch_index(batch: int, points: int, device: torch.device) -> Tensor | None:

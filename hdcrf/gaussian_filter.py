@@ -9,7 +9,7 @@ from lattice import PermutohedralLattice
 from voxel import FilterOperator, VoxelGrid
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
-from voxel.checks import check_choice, check_count
+from voxel.checks import MOST_RINGS, check_choice, check_count, check_finite, check_floating
 
 __all__ = ["METHODS", "build_filter", "gaussian_filter"]
 
@@ -33,8 +33,8 @@ def build_filter(
             (brute force, O(N²), which ignores `order` and `halo`).
         batch: (N,) integers; points of different batches do not see each other.
         order: Accuracy, 1 to 16: the rounds of blur.
-        halo: Accuracy, 0 or more: the rings of vertices stored around the occupied ones; 0 for "voxel" in
-            more than 6 dimensions, which crosses gaps by itself.
+        halo: Accuracy, 0 to 16: the rings of vertices stored around the occupied ones; 0 for "voxel" in more
+            than 6 dimensions, which crosses gaps by itself.
         backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
             "native", the kernels.
 
@@ -48,7 +48,7 @@ def build_filter(
     """
     check_choice("method", method, METHODS)
     check_count("order", order, 1, MOST_ROUNDS)
-    check_count("halo", halo, 0)
+    check_count("halo", halo, 0, MOST_RINGS)
     check_choice("backend", backend, BACKENDS)
     if method == "permutohedral":
         return PermutohedralLattice(features, batch=batch, order=order, halo=halo, backend=backend)
@@ -74,7 +74,7 @@ def gaussian_filter(
 
     Args:
         features: (N, d) float32 or float64, already divided by their standard deviations.
-        values: (N, C), of the same dtype and device.
+        values: (N, C), of the same dtype and device, finite.
         method: "permutohedral", "voxel" or "exact".
         normalization: With D = diag(K 1): "none" K, "before" K D⁻¹, "after" D⁻¹ K (a weighted mean),
             "symmetric" D⁻½ K D⁻½.
@@ -82,7 +82,7 @@ def gaussian_filter(
         query: (M, d) features at which to read the result instead; where no point reaches, it is 0.
         query_batch: (M,) batch index of each query; needed exactly if `batch` is given.
         order: Accuracy of the fast methods, 1 to 16: the rounds of blur.
-        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones; 0 for "voxel" in more
+        halo: Accuracy, 0 to 16: rings of vertices stored around the occupied ones; 0 for "voxel" in more
             than 6 dimensions, which crosses gaps by itself.
         backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
             "native", the kernels.
@@ -96,5 +96,6 @@ def gaussian_filter(
 
     Differentiable in values, features and query.
     """
+    check_finite("values", check_floating("values", values))
     operator = build_filter(features, method=method, batch=batch, order=order, halo=halo, backend=backend)
     return operator.filter(values, normalization=normalization, query=query, query_batch=query_batch)

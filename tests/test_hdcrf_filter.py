@@ -88,6 +88,16 @@ def test_build_filter_refuses_what_it_does_not_know():
         gaussian_filter(features, torch.rand(4, 1))
     with pytest.raises(TypeError, match=r"`values` must have the dtype of `features`"):
         gaussian_filter(features, torch.rand(5, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="`halo` must be at most 16, got 1000000000"):
+        gaussian_filter(features, torch.rand(5, 1), halo=10**9)
+    with pytest.raises(ValueError, match=r"`values` must be finite, got inf at index \(0, 0\)"):
+        gaussian_filter(features, torch.full((5, 1), float("inf")))
+    with pytest.raises(TypeError, match=r"`features` must be a dense tensor, got torch\.sparse_coo"):
+        gaussian_filter(features.to_sparse(), torch.rand(5, 1))
+    with pytest.raises(TypeError, match=r"`values` must be a dense tensor, got torch\.sparse_coo"):
+        gaussian_filter(features, torch.rand(5, 1).to_sparse())
+    with pytest.raises(ValueError, match="`features` must hold numbers, got a tensor on the meta device"):
+        gaussian_filter(features.to("meta"), torch.rand(5, 1))
     features[2, 1] = float("nan")
     with pytest.raises(ValueError, match=r"`features` must be finite, got nan at index \(2, 1\)"):
         gaussian_filter(features, torch.rand(5, 1))
@@ -137,6 +147,26 @@ class TestBilateralFeatures:
         torch.testing.assert_close(
             bilateral_features(guide, sigma, 3.0).detach(), bilateral_features(guide, 2.0, 3.0)
         )
+
+    @pytest.mark.parametrize("name", ["sigma_xy", "sigma_rgb"])
+    @pytest.mark.parametrize(
+        ("sigma", "error", "message"),
+        [
+            (0.0, ValueError, "finite number greater than 0, got 0.0"),
+            (-1.0, ValueError, "finite number greater than 0, got -1.0"),
+            (float("nan"), ValueError, "finite number greater than 0, got nan"),
+            pytest.param(10**400, ValueError, "within", id="huge"),
+            (1e-50, ValueError, r"between 1\.18e-38 and 3\.4e\+38, as torch\.float32 does, got 1e-50"),
+            ("3", TypeError, "a number, got str"),
+            (torch.tensor(float("nan")), ValueError, "finite, got nan"),
+            (torch.tensor(-1.0), ValueError, "finite number greater than 0, got -1.0"),
+            (torch.ones(2), ValueError, r"a single number, got a tensor of shape \(2,\)"),
+        ],
+    )
+    def test_wrong_sigma(self, sigma, error, message, name):
+        sigmas = {"sigma_xy": 1.0, "sigma_rgb": 1.0} | {name: sigma}
+        with pytest.raises(error, match=rf"`{name}` must (be|lie) .*{message}"):
+            bilateral_features(torch.rand(1, 3, 4, 5), **sigmas)
 
     def test_wrong_guide(self):
         with pytest.raises(ValueError, match=r"`guide` must have shape \(B, c, H, W\), got \(3, 4, 5\)"):

@@ -6,18 +6,23 @@ Every message says which argument, what was expected, what came, and what to do.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
+    "INTEGER_DTYPES",
+    "MOST_RINGS",
     "CoordinateRangeError",
     "check_batch_index",
     "check_choice",
     "check_count",
     "check_finite",
+    "check_flag",
     "check_floating",
     "check_matrix",
     "check_number",
@@ -26,8 +31,11 @@ __all__ = [
     "check_tensor",
 ]
 
-_INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATING_DTYPES = (torch.float32, torch.float64)
+
+MOST_RINGS = 16
+"""The largest halo: as many rings as the largest order has rounds of blur."""
 
 
 class CoordinateRangeError(ValueError):
@@ -45,11 +53,13 @@ class CoordinateRangeError(ValueError):
 
 
 def check_tensor(name: str, value: object) -> Tensor:
-    """Return `value` if it is a tensor, else raise TypeError."""
+    """Return `value` if it is a dense tensor, else raise TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"`{name}` must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
         )
+    if value.layout != torch.strided:
+        raise TypeError(f"`{name}` must be a dense tensor, got {value.layout}; convert it with .to_dense()")
     return value
 
 
@@ -94,7 +104,9 @@ def check_same_kind(name: str, tensor: Tensor, reference_name: str, reference: T
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise ValueError naming the first NaN or infinite entry of `tensor`."""
+    """Raise ValueError naming the first NaN or infinite entry of `tensor`, or that it has none to see."""
+    if tensor.device.type == "meta":
+        raise ValueError(f"`{name}` must hold numbers, got a tensor on the meta device; move it to another")
     # The sum of finite numbers is finite unless it overflows: only then look at each entry.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
@@ -109,20 +121,34 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 def check_number(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number, else raise."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    number = _as_float(name, value)
+    if not math.isfinite(number):
         raise ValueError(f"`{name}` must be finite, got {value}")
-    return float(value)
+    return number
 
 
 def check_positive(name: str, value: object) -> float:
     """Return `value` as a float if it is a finite number above zero, else raise."""
+    number = _as_float(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"`{name}` must be a finite number greater than 0, got {value}")
+    return number
+
+
+def _as_float(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}")
-    if not 0 < float(value) < math.inf:
-        raise ValueError(f"`{name}` must be a finite number greater than 0, got {value}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:  # an integer, perhaps too long to be shown
+        raise ValueError(f"`{name}` must lie within ±{sys.float_info.max:.3g}, got one beyond") from error
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise TypeError."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return bool(value)
 
 
 def check_count(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
@@ -147,7 +173,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 def check_batch_index(name: str, value: object, rows: int, like: Tensor) -> Tensor:
     """Return `value` if it is a vector of `rows` non-negative integers on the device of `like`."""
     tensor = check_tensor(name, value)
-    if tensor.dtype not in _INTEGER_DTYPES:
+    if tensor.dtype not in INTEGER_DTYPES:
         raise TypeError(f"`{name}` must hold integers, got {tensor.dtype}; convert it with .long()")
     if tensor.shape != (rows,):
         raise ValueError(
