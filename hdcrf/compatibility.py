@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from voxel.checks import check_count, check_finite, check_floating
+from voxel.precision import full_precision
 
 __all__ = ["Compatibility"]
 
@@ -69,6 +70,7 @@ class Compatibility(nn.Module):
             return 1 - torch.eye(self.num_labels).to(self._like)
         return self.values if self.values.dim() == 2 else -torch.diag(self.values)
 
+    @full_precision
     def cost(self, message: Tensor) -> Tensor:
         """Return μ m, Σ_b μ(a, b) m_b, for a message m (P, K): (P, K)."""
         if self.values is None:
