@@ -31,11 +31,14 @@ from torch import Tensor
 
 import hdcrf
 from hdcrf import image_files, pictures
+from hdcrf.arrays import check_float32_range
 from hdcrf.gaussian_filter import METHODS
 from hdcrf.image_files import InputError
 from hdcrf.mean_field import MeanFieldResult
+from hdcrf.refine import MOST_ITERATIONS
 from voxel.backend import BACKENDS, why_not
 from voxel.blur import MOST_ROUNDS
+from voxel.checks import MOST_RINGS
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = ["commands"]
@@ -77,7 +80,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _MODEL_OPTIONS = [
     click.option(
         "--iterations",
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=MOST_ITERATIONS),
         default=10,
         show_default=True,
         help="Iterations of mean field; 0 applies none.",
@@ -166,7 +169,7 @@ _MODEL_OPTIONS = [
     ),
     click.option(
         "--halo",
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=MOST_RINGS),
         default=0,
         show_default=True,
         help="Accuracy of the other methods: rings of empty vertices around the occupied ones.",
@@ -443,6 +446,7 @@ def _start_from_probabilities(path: Path, shape: tuple[int, int], note: image_fi
             "that a PNG can hold; use hdcrf.refine in Python"
         )
     with _as_input_error(f"probabilities {path}: "):
+        check_float32_range("probabilities", array)
         logits = hdcrf.logits_from_probabilities(torch.from_numpy(array).float(), dim=2)
     colours = pictures.palette(array.shape[2])
     return _Start(logits.permute(2, 0, 1)[None], array.argmax(2), colours, drawn=False)
@@ -454,6 +458,8 @@ def _compatibility(path: Path | None) -> str | Tensor:
     array = image_files.read_array("compatibility", path, "compatibility")
     if array.dtype.kind not in "iuf":
         raise InputError(f"compatibility {path} must hold numbers, got {array.dtype}")
+    with _as_input_error(f"compatibility {path}: "):
+        check_float32_range("compatibility", array)
     return torch.from_numpy(array.astype(np.float32))
 
 

@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxel.checks import check_count, check_finite, check_floating, check_number, check_tensor
+from voxel.checks import (
+    INTEGER_DTYPES,
+    check_count,
+    check_finite,
+    check_floating,
+    check_held,
+    check_number,
+    check_tensor,
+)
 
 __all__ = [
     "labels_from_annotation",
@@ -21,6 +29,8 @@ __all__ = [
 ]
 
 UNKNOWN = -1
+MOST_LABELS = 1 << 16
+"""Of each label there is a logit at each pixel: more would not fit into memory."""
 _SUM_TOLERANCE = 0.01
 _SUM_ROUNDING = 1e-6  # sums this close to 1 are left as they are
 
@@ -32,7 +42,8 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
         probabilities: Any shape, with the labels along `dim`; 0 or greater, summing to 1 within 0.01 (they
             are normalised, so that quantised probabilities may be used).
         dim: The dimension of the labels.
-        floor: Probabilities below it are raised to it, so that no label is excluded beyond return.
+        floor: Probabilities below it are raised to it, so that no label is excluded beyond return. At least
+            1.2e-38 in float32.
 
     Returns:
         Logits, of the same shape and dtype.
@@ -43,6 +54,13 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
     check_floating("probabilities", probabilities)
     if not 0 < check_number("floor", floor) < 1:
         raise ValueError(f"`floor` must lie between 0 and 1, got {floor}")
+    least = torch.finfo(probabilities.dtype).tiny
+    if floor < least:
+        raise ValueError(
+            f"`floor` must be at least {least:.3g}, the least that {probabilities.dtype} holds in full, "
+            f"got {floor}"
+        )
+    check_held("probabilities", probabilities)
     if probabilities.numel() == 0:
         return probabilities
     lowest, highest = (float(bound) for bound in torch.aminmax(probabilities.detach()))
@@ -75,7 +93,7 @@ def logits_from_labels(
 
     Args:
         labels: (B, *S) integers: 0 … num_labels - 1, or -1 for unknown.
-        num_labels: K.
+        num_labels: K, 1 to 65,536.
         gt_prob: Probability that a given label is right, above 1/K and below 1.
         dtype: Of the result.
 
@@ -87,9 +105,10 @@ def logits_from_labels(
         ValueError: If a label is out of range, or `gt_prob` is.
     """
     check_tensor("labels", labels)
-    check_count("num_labels", num_labels, 1)
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+    check_count("num_labels", num_labels, 1, MOST_LABELS)
+    if labels.dtype not in INTEGER_DTYPES:
         raise TypeError(f"`labels` must hold integers, got {labels.dtype}; convert them with .long()")
+    check_held("labels", labels)
     if not 1 / num_labels < check_number("gt_prob", gt_prob) < 1 and num_labels > 1:
         raise ValueError(
             f"`gt_prob` must lie between 1/{num_labels} (no better than chance) and 1, got {gt_prob}"
@@ -127,6 +146,10 @@ def labels_from_annotation(
         TypeError: If the annotation is not uint8.
         ValueError: If it has another shape, or is all black.
     """
+    if isinstance(annotation, np.ma.MaskedArray):
+        raise TypeError(
+            "`annotation` must have no mask, got a masked array; use .filled(0), as black is unknown"
+        )
     if not isinstance(annotation, np.ndarray) or annotation.dtype != np.uint8:
         kind = annotation.dtype if isinstance(annotation, np.ndarray) else type(annotation).__name__
         raise TypeError(f"`annotation` must be a uint8 array, got {kind}")

@@ -33,6 +33,24 @@ class TestProbabilities:
         with pytest.raises(ValueError, match=message):
             logits_from_probabilities(torch.tensor(probabilities))
 
+    @pytest.mark.parametrize(("floor", "dtype"), [(1e-50, torch.float32), (1e-310, torch.float64)])
+    def test_floor_below_the_dtype(self, floor, dtype):
+        with pytest.raises(
+            ValueError, match=rf"`floor` must be at least .* {dtype} holds in full, got {floor}"
+        ):
+            logits_from_probabilities(torch.tensor([[0.0, 1.0]], dtype=dtype), floor=floor)
+
+    @pytest.mark.parametrize(
+        ("probabilities", "error", "message"),
+        [
+            (torch.eye(2).to_sparse(), TypeError, r"must be a dense tensor, got torch\.sparse_coo; convert"),
+            (torch.eye(2, device="meta"), ValueError, "must hold numbers, got a tensor on the meta device"),
+        ],
+    )
+    def test_without_numbers_to_see(self, probabilities, error, message):
+        with pytest.raises(error, match=message):
+            logits_from_probabilities(probabilities)
+
     @pytest.mark.parametrize("floor", [0.0, 1.0])
     def test_wrong_floor(self, floor):
         with pytest.raises(ValueError, match="`floor` must lie between 0 and 1"):
@@ -64,6 +82,13 @@ class TestLabels:
     def test_wrong_types(self):
         with pytest.raises(TypeError, match=r"`labels` must hold integers, got torch\.float32"):
             logits_from_labels(torch.zeros(1, 2), 2)
+        for dtype in (torch.complex64, torch.uint16, torch.uint64):
+            with pytest.raises(TypeError, match=rf"`labels` must hold integers, got {dtype}; convert"):
+                logits_from_labels(torch.zeros(1, 2, dtype=dtype), 2)
+        with pytest.raises(ValueError, match="`labels` must hold numbers, got a tensor on the meta device"):
+            logits_from_labels(torch.zeros(1, 2, dtype=torch.long, device="meta"), 2)
+        with pytest.raises(ValueError, match="`num_labels` must be at most 65536"):
+            logits_from_labels(torch.zeros(1, 2, dtype=torch.long), 10**12)
         with pytest.raises(ValueError, match="`num_labels` must be at least 1, got 0"):
             logits_from_labels(torch.zeros(1, 2, dtype=torch.long), 0)
 
@@ -86,6 +111,8 @@ class TestAnnotation:
             labels_from_annotation(np.zeros((2, 2, 3), np.uint8))
         with pytest.raises(ValueError, match=r"must have shape \(H, W, 3\), got \(2, 2, 4\)"):
             labels_from_annotation(np.zeros((2, 2, 4), np.uint8))
+        with pytest.raises(TypeError, match="`annotation` must have no mask, got a masked array"):
+            labels_from_annotation(np.ma.masked_array(np.ones((2, 2, 3), np.uint8)))
         with pytest.raises(TypeError, match="must be a uint8 array, got float64"):
             labels_from_annotation(np.zeros((2, 2, 3)))
 
@@ -104,6 +131,14 @@ class TestCompatibility:
         torch.testing.assert_close(
             torch.softmax(compatibility.reward(message), 1), torch.softmax(-expected, 1)
         )
+
+    @pytest.mark.parametrize("kind", ["potts", "diagonal", "full"])
+    def test_mixed_precision_around_it_changes_nothing(self, kind, device):
+        compatibility = Compatibility(3, kind).to(device)
+        message = torch.randn(5, 3, device=device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            cost = compatibility.cost(message)
+        assert torch.equal(cost, compatibility.cost(message))
 
     def test_potts_diagonal_and_full_start_as_one_model(self):
         message = torch.randn(5, 4)

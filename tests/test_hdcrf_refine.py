@@ -79,6 +79,38 @@ def test_options_as_numpy_has_them():
     assert np.array_equal(refined, plain)
 
 
+@pytest.mark.parametrize("hold", [np.array, torch.tensor])
+def test_numbers_in_arrays_without_dimensions(hold):
+    options = {
+        "num_labels": 3,
+        "gt_prob": 0.8,
+        "iterations": 2,
+        "appearance_weight": 5.0,
+        "smoothness_sigma": 2.0,
+        "order": 2,
+        "exclude_self": False,
+        "tolerance": 0.01,
+        "return_marginals": True,
+    }
+    plain = hdcrf.refine(IMAGE, labels=LABELS, **options)
+    held = hdcrf.refine(IMAGE, labels=LABELS, **{name: hold(value) for name, value in options.items()})
+    assert np.array_equal(plain, held)
+
+
+def test_compatibility_in_lists():
+    costs = [[0, 1, 2], [1, 0, 1], [2, 1, 0]]
+    listed = hdcrf.refine(IMAGE, labels=LABELS, compatibility=costs, return_marginals=True)
+    array = hdcrf.refine(IMAGE, labels=LABELS, compatibility=np.array(costs), return_marginals=True)
+    assert np.array_equal(listed, array)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.uint64])
+def test_masked_labels_are_unknown(dtype):
+    masked = np.ma.masked_array(LABELS.astype(dtype), LABELS < 0)
+    expected = hdcrf.refine(IMAGE, labels=LABELS, return_marginals=True)
+    assert np.array_equal(hdcrf.refine(IMAGE, labels=masked, return_marginals=True), expected)
+
+
 def test_labels_above_a_byte_need_their_number_said():
     labels = np.where(LABELS < 0, 300, LABELS)
     assert hdcrf.refine(IMAGE, labels=labels, num_labels=301, iterations=1).max() <= 300
@@ -108,13 +140,29 @@ def test_progress_counts_the_iterations():
         ({"probabilities": PROBABILITIES.astype(object)}, TypeError, "array of real numbers"),
         ({"probabilities": torch.from_numpy(PROBABILITIES)}, TypeError, "must be a NumPy array"),
         ({"labels": LABELS, "learn": ("weights",)}, TypeError, "does not take `learn`"),
-        ({"labels": LABELS, "sigma": 3}, TypeError, "sigma"),
+        ({"labels": LABELS, "sigma": 3}, TypeError, "has no option `sigma`; it has appearance_weight"),
         ({"labels": LABELS, "appearance_sigma_rgb": 1e-8}, ValueError, "1e-08 is too small"),
         ({"labels": np.where(LABELS < 0, 255, LABELS)}, ValueError, "would make 256 classes; set ignored"),
         ({"labels": LABELS, "gt_prob": None}, TypeError, "`gt_prob` must be a number, got NoneType"),
         ({"labels": LABELS, "gt_prob": np.nan}, ValueError, "`gt_prob` must be finite"),
         ({"labels": LABELS, "compatibility": np.eye(2)}, ValueError, r"shape \(3,\) or \(3, 3\)"),
-        ({"labels": LABELS, "compatibility": [[0, 1]]}, TypeError, "or a tensor, got list"),
+        ({"labels": LABELS, "compatibility": [[0, 1]]}, ValueError, r"or \(3, 3\), got \(1, 2\)"),
+        ({"labels": LABELS, "compatibility": [[0, 1], [2]]}, ValueError, "must have rows of one length"),
+        ({"labels": LABELS, "compatibility": None}, TypeError, "`compatibility` must be an array of real"),
+        ({"labels": LABELS, "compatibility": [1, 2, 1e39]}, ValueError, r"got 1e\+39 at index \(2,\); scale"),
+        ({"probabilities": PROBABILITIES.astype(float) * 1e39}, ValueError, "must lie within ±3.4e"),
+        ({"labels": LABELS, "exclude_self": "no"}, TypeError, "`exclude_self` must be True or False"),
+        ({"labels": LABELS, "return_marginals": "no"}, TypeError, "`return_marginals` must be True or False"),
+        ({"labels": LABELS, "progress": 3}, TypeError, "`progress` must be a function .* got int"),
+        ({"labels": LABELS, "iterations": 10**9}, ValueError, "`iterations` must be at most 1000000"),
+        ({"labels": LABELS, "halo": 10**9}, ValueError, "`halo` must be at most 16, got 1000000000"),
+        ({"labels": LABELS, "num_labels": 10**12}, ValueError, "`num_labels` must be at most 65536"),
+        ({"labels": LABELS, "gt_prob": 10**400}, ValueError, "`gt_prob` must lie within"),
+        ({"labels": LABELS, "smoothness_sigma": 10**400}, ValueError, "`smoothness_sigma` must lie within"),
+        ({"labels": LABELS.astype(np.uint64)}, ValueError, "got 18446744073709551615; set ignored"),
+        ({"labels": LABELS.astype(np.uint64), "num_labels": 3}, ValueError, "got 18446744073709551615; set"),
+        ({"labels": np.ma.masked_array(LABELS, LABELS < 9)}, ValueError, "all -1, unknown"),
+        ({"probabilities": np.ma.masked_array(PROBABILITIES)}, TypeError, "an array without a mask"),
         ({"labels": LABELS, "appearance_weight": 1e38}, ValueError, "left the range of torch.float32"),
     ],
 )  # fmt: skip
@@ -131,6 +179,8 @@ def test_wrong_arguments(arguments, error, message):
         (IMAGE[..., :0], ValueError, "must not be empty"),
         (IMAGE.astype(complex), TypeError, "array of real numbers"),
         (np.where(IMAGE > 100, np.nan, IMAGE), ValueError, r"`image` must be finite, got nan at index \("),
+        (IMAGE * 1e39, ValueError, r"`image` must lie within ±3\.4e\+38, .* at index \(0, 0, 0\)"),
+        (np.ma.masked_array(IMAGE), TypeError, "`image` must be an array without a mask"),
         ([["a"]], TypeError, "array of real numbers"),
     ],
 )

@@ -24,6 +24,7 @@ __all__ = [
     "check_finite",
     "check_flag",
     "check_floating",
+    "check_held",
     "check_matrix",
     "check_number",
     "check_positive",
@@ -103,10 +104,15 @@ def check_same_kind(name: str, tensor: Tensor, reference_name: str, reference: T
         )
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise ValueError naming the first NaN or infinite entry of `tensor`, or that it has none to see."""
+def check_held(name: str, tensor: Tensor) -> None:
+    """Raise ValueError if `tensor` is one of those that have a shape but no entries."""
     if tensor.device.type == "meta":
         raise ValueError(f"`{name}` must hold numbers, got a tensor on the meta device; move it to another")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ValueError naming the first NaN or infinite entry of `tensor`, or that it has none to see."""
+    check_held(name, tensor)
     # The sum of finite numbers is finite unless it overflows: only then look at each entry.
     if bool(torch.isfinite(tensor.detach().sum())):
         return
