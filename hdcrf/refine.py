@@ -152,7 +152,7 @@ def _label_logits(
 
 def _signed(labels: Any) -> NDArray[np.int64]:
     """Return labels as int64, with -1 where they are masked."""
-    masked = np.ma.getmaskarray(labels)
+    masked = np.ma.getmaskarray(np.asanyarray(labels))
     array = np.where(masked, 0, np.asarray(labels))
     highest = int(array.max())
     if highest > np.iinfo(np.int64).max:  # would wrap around, perhaps to -1

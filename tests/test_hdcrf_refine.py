@@ -111,6 +111,12 @@ def test_masked_labels_are_unknown(dtype):
     assert np.array_equal(hdcrf.refine(IMAGE, labels=masked, return_marginals=True), expected)
 
 
+@pytest.mark.parametrize("hold", [np.ndarray.tolist, torch.from_numpy])
+def test_labels_in_lists_or_a_tensor(hold):
+    expected = hdcrf.refine(IMAGE, labels=LABELS)
+    assert np.array_equal(hdcrf.refine(IMAGE, labels=hold(LABELS)), expected)
+
+
 def test_labels_above_a_byte_need_their_number_said():
     labels = np.where(LABELS < 0, 300, LABELS)
     assert hdcrf.refine(IMAGE, labels=labels, num_labels=301, iterations=1).max() <= 300
