@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voxel.checks import check_held
 
-__all__ = ["check_float32_range", "plain_value", "real_array"]
+__all__ = ["check_float32_range", "even_array", "plain_value", "real_array"]
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -35,14 +35,19 @@ def real_array(name: str, value: ArrayLike) -> NDArray[Any]:
             f"`{name}` must be an array without a mask, got a masked one; say with .filled(...) what "
             "stands in the masked places"
         )
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must have rows of one length; NumPy says: {error}") from error
+    array = even_array(name, value)
     if array.dtype.kind not in "iufb":
         raise TypeError(f"`{name}` must be an array of real numbers, got dtype {array.dtype}")
     check_float32_range(name, array)
     return array
+
+
+def even_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    """Return `value` as an array; raise ValueError if it is lists that differ in length."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must have rows of one length; NumPy says: {error}") from error
 
 
 def check_float32_range(name: str, array: NDArray[Any]) -> None:
@@ -53,7 +58,7 @@ def check_float32_range(name: str, array: NDArray[Any]) -> None:
     if beyond.any():
         place = tuple(int(index) for index in np.argwhere(beyond)[0])
         raise ValueError(
-            f"`{name}` must lie within ±{_LARGEST:.3g}, as float32 does, got {array[place]:.6g} at index "
+            f"`{name}` must lie within ±{_LARGEST:.3g}, as float32 does, got {array[place]} at index "
             f"{place}; scale it down"
         )
 

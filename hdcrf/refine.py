@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdcrf.arrays import plain_value, real_array
+from hdcrf.arrays import even_array, plain_value, real_array
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.potentials import UNKNOWN, logits_from_labels, logits_from_probabilities
 from voxel.backend import kernels, uses_native
@@ -134,10 +134,8 @@ def _probability_logits(probabilities: NDArray[Any], height: int, width: int) ->
     return logits_from_probabilities(values, dim=2).permute(2, 0, 1)[None]
 
 
-def _label_logits(
-    labels: NDArray[Any] | None, height: int, width: int, num_labels: int | None, gt_prob: float
-) -> Tensor:
-    array = np.asarray(labels)
+def _label_logits(labels: Any, height: int, width: int, num_labels: int | None, gt_prob: float) -> Tensor:
+    array = even_array("labels", labels)
     if array.dtype.kind not in "iu":
         raise TypeError(f"`labels` must hold integers, got {array.dtype}; convert them with .astype(int)")
     if array.shape != (height, width):

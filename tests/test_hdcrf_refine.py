@@ -163,6 +163,8 @@ def test_progress_counts_the_iterations():
         ({"labels": LABELS, "iterations": 10**9}, ValueError, "`iterations` must be at most 1000000"),
         ({"labels": LABELS, "halo": 10**9}, ValueError, "`halo` must be at most 16, got 1000000000"),
         ({"labels": LABELS, "num_labels": 10**12}, ValueError, "`num_labels` must be at most 65536"),
+        ({"labels": LABELS, "num_labels": 10**5000}, ValueError, "at most 65536, got one of 16610 bits"),
+        ({"labels": [[0, 1], [2]]}, ValueError, "`labels` must have rows of one length"),
         ({"labels": LABELS, "gt_prob": 10**400}, ValueError, "`gt_prob` must lie within"),
         ({"labels": LABELS, "smoothness_sigma": 10**400}, ValueError, "`smoothness_sigma` must lie within"),
         ({"labels": LABELS.astype(np.uint64)}, ValueError, "got 18446744073709551615; set ignored"),

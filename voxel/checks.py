@@ -162,10 +162,15 @@ def check_count(name: str, value: object, minimum: int, maximum: int | None = No
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}")
     if value < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {value}")
+        raise ValueError(f"`{name}` must be at least {minimum}, got {_shown(int(value))}")
     if maximum is not None and int(value) > maximum:
-        raise ValueError(f"`{name}` must be at most {maximum}, got {value}")
+        raise ValueError(f"`{name}` must be at most {maximum}, got {_shown(int(value))}")
     return int(value)
+
+
+def _shown(value: int) -> str:
+    # Python refuses to print what is thousands of digits long.
+    return str(value) if abs(value) < 10**20 else f"one of {value.bit_length()} bits"
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
