@@ -1,0 +1,109 @@
+"""How the command line fails: with a sentence and an exit code, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import torch
+
+from hdcrf import image_files
+from hdcrf.image_files import InputError
+
+__all__ = ["Commands", "as_input_error", "as_print_failure", "as_write_failure"]
+
+
+class _WrongInput(click.ClickException):
+    """A message about what the user gave."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group that turns what its commands may raise into messages and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            with _clean_end_by_signals():
+                return super().invoke(ctx)
+        except InputError as error:
+            raise _WrongInput(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing was written.", err=True)
+            ctx.exit(130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(image_files.reason(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise click.ClickException(
+                "out of memory, and nothing was written; scale the photo down, or use another --device"
+            ) from error
+
+
+@contextmanager
+def _clean_end_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as an exception does, so that no temporary file stays behind."""
+
+    def end(number: int, _: object) -> None:
+        for each in taken:  # a second signal must not cut the clean-up short
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    present = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handler
+    # One that is ignored, as under nohup, stays so.
+    taken = [each for each in present if in_main and signal.getsignal(each) == signal.SIG_DFL]
+    try:
+        for each in taken:
+            signal.signal(each, end)
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def as_input_error(prefix: str = "") -> Iterator[None]:
+    """Report what the model refuses as the user's input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(prefix + str(error)) from error
+
+
+@contextmanager
+def as_write_failure() -> Iterator[None]:
+    """Report that the results could not be written."""
+    try:
+        yield
+    except image_files.NotPutBackError as error:
+        raise click.ClickException(f"cannot write the results: {error}") from error
+    except OSError as error:
+        raise click.ClickException(f"cannot write the results, and wrote none: {error}") from error
+
+
+@contextmanager
+def as_print_failure() -> Iterator[None]:
+    """Report that the results are written, but could not all be described."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise click.ClickException(f"the results are written, but not all was printed: {error}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
