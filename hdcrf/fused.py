@@ -19,6 +19,20 @@ from voxel.backend import kernels
 __all__ = ["FusedMeanField", "fused_mean_field"]
 
 
+def single_kernels(
+    logits: Tensor, pairwise: Sequence[PairwiseKernel]
+) -> tuple[LatticeKernel | None, SmoothnessKernel | None] | None:
+    """Return the lattice kernel and the smoothness kernel, if the compiled kernels take these and no more."""
+    lattice = [kernel for kernel in pairwise if isinstance(kernel, LatticeKernel)]
+    smoothness = [kernel for kernel in pairwise if isinstance(kernel, SmoothnessKernel)]
+    fitting = len(lattice) + len(smoothness) == len(pairwise) > 0
+    if logits.numel() == 0 or not fitting or len(lattice) > 1 or len(smoothness) > 1:
+        return None
+    if not all(kernel.native for kernel in (*lattice, *smoothness)):
+        return None
+    return lattice[0] if lattice else None, smoothness[0] if smoothness else None
+
+
 def fused_mean_field(
     logits: Tensor, pairwise: Sequence[PairwiseKernel], compatibility: Compatibility, own: Tensor | None
 ) -> FusedMeanField | None:
@@ -30,21 +44,11 @@ def fused_mean_field(
         compatibility: μ.
         own: (P, 1) diagonal of their sum, to be left out; None leaves it in.
     """
-    lattice = [
-        kernel for kernel in pairwise if isinstance(kernel, LatticeKernel) and kernel.operator.has_axes
-    ]
-    smoothness = [kernel for kernel in pairwise if isinstance(kernel, SmoothnessKernel)]
-    fitting: list[LatticeKernel | SmoothnessKernel] = [*lattice, *smoothness]
-    if logits.numel() == 0 or not fitting or len(fitting) < len(pairwise):
-        return None
-    if len(lattice) > 1 or len(smoothness) > 1 or not all(kernel.native for kernel in fitting):
-        return None
+    single = single_kernels(logits, pairwise)
     tensors = [logits] if compatibility.values is None else [logits, compatibility.values]
-    if torch.is_grad_enabled() and any(item.requires_grad for item in (*tensors, *fitting)):
+    if torch.is_grad_enabled() and any(item.requires_grad for item in (*tensors, *pairwise)):
         return None
-    return FusedMeanField(
-        logits, lattice[0] if lattice else None, smoothness[0] if smoothness else None, compatibility, own
-    )
+    return None if single is None else FusedMeanField(logits, *single, compatibility, own)
 
 
 class FusedMeanField:
@@ -58,15 +62,13 @@ class FusedMeanField:
         compatibility: Compatibility,
         own: Tensor | None,
     ) -> None:
-        self._logits = logits.detach().contiguous()
-        kind = kernels().MeanField32 if logits.dtype == torch.float32 else kernels().MeanField64
-        self._field = kind(
+        self._logits = _plain(logits)
+        self._field = native_mean_field(
             self._logits,
             None if lattice is None else _lattice_arrays(lattice),
             None if smoothness is None else _smoothness_arrays(smoothness),
-            None if own is None else _plain(own[:, 0]),
-            _reward(compatibility, logits.dtype),
-            torch.get_num_threads(),
+            None if own is None else own[:, 0],
+            compatibility.values,
         )
 
     def run(
@@ -115,6 +117,36 @@ class FusedMeanField:
             raise OverflowError(iteration)
 
 
+def native_mean_field(
+    logits: Tensor,
+    lattice: tuple[Any, ...] | None,
+    smoothing: tuple[Any, ...] | None,
+    own: Tensor | None,
+    compatibility: Tensor | None,
+) -> Any:
+    """Return the compiled mean field over plain arrays.
+
+    Args:
+        logits: (P, K), contiguous.
+        lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or None,
+            order, and scale.
+        smoothing: taps, the factors of L and R for rows, then those for columns, and the weight.
+        own: (P,) diagonal to be left out, or None.
+        compatibility: (K,) or (K, K), or None for Potts.
+    """
+    kind = kernels().MeanField32 if logits.dtype == torch.float32 else kernels().MeanField64
+    plain = [
+        None if part is None else tuple(_plain(item) if isinstance(item, Tensor) else item for item in part)
+        for part in (lattice, smoothing)
+    ]
+    reward = None
+    if compatibility is not None:
+        # What each label gains from a message: (K,), or (K, K) with a row for each of the message's labels.
+        values = compatibility.detach().to(logits.dtype)
+        reward = values.contiguous() if values.dim() == 1 else (-values.T).contiguous()
+    return kind(_plain(logits), *plain, None if own is None else _plain(own), reward, torch.get_num_threads())
+
+
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous()
 
@@ -122,34 +154,22 @@ def _plain(tensor: Tensor) -> Tensor:
 def _lattice_arrays(kernel: LatticeKernel) -> tuple[Any, ...]:
     structure = kernel.operator.structure
     return (
-        structure.cells.cell.to(torch.int32),
-        structure.cell_vertices.to(torch.int32),
-        _plain(structure.cells.weights),
+        structure.cells.cell,
+        structure.cell_vertices,
+        structure.cells.weights,
         structure.links,
-        None if kernel.left is None else _plain(kernel.left),
-        None if kernel.right is None else _plain(kernel.right),
+        kernel.left,
+        kernel.right,
         kernel.operator.order,
-        float(kernel.scale),
+        float(kernel.weight) * kernel.operator.constant,
     )
 
 
 def _smoothness_arrays(kernel: SmoothnessKernel) -> tuple[Any, ...]:
-    ones = (torch.ones(length, dtype=kernel.taps.dtype) for length in kernel.shape[1:])
-    rows, columns = ones
-    return (
-        _plain(kernel.taps),
-        *(
-            _plain(one if factor is None else factor)
-            for i, one in enumerate((rows, columns))
-            for factor in (kernel.left[i], kernel.right[i])
-        ),
-        float(kernel.weight),
-    )
-
-
-def _reward(compatibility: Compatibility, dtype: torch.dtype) -> Tensor | None:
-    """Return what each label gains from a message: (K,), or (K, K) with a row for each of its labels."""
-    if compatibility.values is None:
-        return None
-    values = compatibility.values.detach().to(dtype)
-    return values.contiguous() if values.dim() == 1 else (-values.T).contiguous()
+    ones = (kernel.taps.new_ones(length) for length in kernel.shape[1:])
+    factors = [
+        one if factor is None else factor
+        for i, one in enumerate(ones)
+        for factor in (kernel.left[i], kernel.right[i])
+    ]
+    return (kernel.taps, *factors, float(kernel.weight))

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from hdcrf.compatibility import Compatibility
 from hdcrf.fused import fused_mean_field
+from hdcrf.fused_training import trained_mean_field
 from hdcrf.pairwise import PairwiseKernel
 from voxel.checks import check_count, check_matrix
 from voxel.precision import full_precision
@@ -111,12 +112,12 @@ def mean_field(
             total = kernel.receive(contribution, points, total)
         return total if own is None else total.addcmul_(own[points], marginals[points], value=-1)
 
-    fused = None if track else fused_mean_field(logits, kernels, compatibility, own)
-    if fused is not None:
-        try:
-            return MeanFieldResult(*fused.run(iterations, tolerance, return_logits, progress))
-        except OverflowError as error:
-            raise _out_of_range(logits, error.args[0]) from error
+    if not track:
+        native = _natively(
+            logits, kernels, compatibility, own, iterations, tolerance, return_logits, progress
+        )
+        if native is not None:
+            return native
     strips = _strips(logits, kernels)
     marginals = softmax(logits)
     updated: Tensor | None = logits if return_logits else None
@@ -155,6 +156,32 @@ def mean_field(
     energies.append(_objective(logits, marginals, compatibility, message, gathered, strips))
     energy, kl = (torch.stack(column) for column in zip(*energies, strict=True))
     return _checked(MeanFieldResult(marginals, updated, done, energy, kl), logits)
+
+
+def _natively(
+    logits: Tensor,
+    kernels: Sequence[PairwiseKernel],
+    compatibility: Compatibility,
+    own: Tensor | None,
+    iterations: int,
+    tolerance: float | None,
+    return_logits: bool,
+    progress: Callable[[int], object] | None,
+) -> MeanFieldResult | None:
+    """Return what the compiled kernels make of it, or None where they do not apply."""
+    fused = fused_mean_field(logits, kernels, compatibility, own)
+    if fused is not None:
+        try:
+            return MeanFieldResult(*fused.run(iterations, tolerance, return_logits, progress))
+        except OverflowError as error:
+            raise _out_of_range(logits, error.args[0]) from error
+    if tolerance is not None or progress is not None:
+        return None
+    trained = trained_mean_field(logits, kernels, compatibility, own, iterations)
+    if trained is None:
+        return None
+    marginals, updated = trained
+    return _checked(MeanFieldResult(marginals, updated if return_logits else None, iterations), logits)
 
 
 def _checked(result: MeanFieldResult, logits: Tensor) -> MeanFieldResult:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hdcrf.smoothing import smooth
 from voxel import FilterOperator, SparseMatrix, SplatBlurSlice
 from voxel.backend import uses_native
 from voxel.checks import check_choice
@@ -33,6 +34,17 @@ class PairwiseKernel(ABC):
     """
 
     grid: tuple[int, int] | None = None
+    weight: float | Tensor
+
+    @property
+    def shape_is_fixed(self) -> bool:
+        """Whether nothing but its weight is to be differentiated."""
+        return False
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything in it is to be differentiated."""
+        return _tracked(self.weight) or not self.shape_is_fixed
 
     @abstractmethod
     def gather(self, values: Tensor) -> Tensor:
@@ -62,6 +74,10 @@ def _normalizers(degree: Tensor | None, normalization: str) -> tuple[Tensor | No
         root = degree.rsqrt()
         return root, root
     return (degree.reciprocal(), None) if normalization == "after" else (None, degree.reciprocal())
+
+
+def _tracked(part: float | Tensor | None) -> bool:
+    return isinstance(part, Tensor) and part.requires_grad
 
 
 def _require_inference() -> None:
@@ -96,11 +112,11 @@ class FilterKernel(PairwiseKernel):
     """The kernel of any Gaussian filter."""
 
     def __init__(self, operator: FilterOperator, weight: float | Tensor, normalization: str) -> None:
-        self._operator, self._weight, self._normalization = operator, weight, normalization
+        self._operator, self.weight, self._normalization = operator, weight, normalization
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the whole result."""
-        return self._weight * self._operator.filter(values, normalization=self._normalization)
+        return self.weight * self._operator.filter(values, normalization=self._normalization)
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Return some of its rows."""
@@ -109,7 +125,7 @@ class FilterKernel(PairwiseKernel):
     def diagonal(self) -> Tensor:
         """Return the diagonal."""
         left, right = _normalizers(self._operator.degree(), self._normalization)
-        return self._weight * _scaled(self._operator.diagonal(), left, right)
+        return self.weight * _scaled(self._operator.diagonal(), left, right)
 
 
 class LatticeKernel(PairwiseKernel):
@@ -119,10 +135,10 @@ class LatticeKernel(PairwiseKernel):
     """
 
     def __init__(self, operator: SplatBlurSlice, weight: float | Tensor, normalization: str) -> None:
-        self.operator = operator
-        self.scale = weight * operator.constant
+        self.operator, self.weight = operator, weight
         degree = None if normalization == "none" else operator.degree()
         self.left, self.right = _normalizers(degree, normalization)
+        self.native = operator.native and operator.has_axes
 
     @cached_property
     def _splat(self) -> SparseMatrix:
@@ -137,26 +153,33 @@ class LatticeKernel(PairwiseKernel):
         return interpolation if self.left is None else interpolation.scale_rows(self.left)
 
     @property
-    def native(self) -> bool:
-        """Whether the compiled kernels run."""
-        return self.operator.native
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether anything in it is to be differentiated."""
-        parts = (self.scale, self.left, self.right, self.operator.structure.cells.weights)
-        return any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+    def shape_is_fixed(self) -> bool:
+        """Whether nothing but its weight is to be differentiated."""
+        return not any(map(_tracked, (self.operator.structure.cells.weights, self.left, self.right)))
 
     def gather(self, values: Tensor) -> Tensor:
-        """Splat and blur: return the (V, K) values of the vertices."""
+        """Splat and blur: return the (V, K) values of the vertices; or the (P, K) result, by the kernels."""
+        if self.native:
+            return self._filter(values)
         vertex_values = self._splat.transposed_product(values)
         for blur in self.operator.blurs:
             vertex_values = blur.product(vertex_values)
-        return vertex_values * self.scale
+        return vertex_values * (self.weight * self.operator.constant)
+
+    def _filter(self, values: Tensor) -> Tensor:
+        """Return L K R v."""
+        operator, left, right = self.operator, self.left, self.right
+        if self.shape_is_fixed:
+            return operator.scaled_filter(values, left, right, operator.constant)
+        values = values if right is None else values * right[:, None]
+        result = operator.scaled_filter(values, None, None, operator.constant)
+        return result if left is None else result * left[:, None]
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Slice at some of the points."""
-        if points == slice(0, self._slice.shape[0]):
+        if self.native:
+            result = gathered[points] * self.weight
+        elif points == slice(0, self._slice.shape[0]):
             result = self._slice.product(gathered)
         else:
             _require_inference()
@@ -165,8 +188,7 @@ class LatticeKernel(PairwiseKernel):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""
-        diagonal = _scaled(self.operator.diagonal(), self.left, self.right)
-        return diagonal * (self.scale / self.operator.constant)
+        return _scaled(self.operator.diagonal(), self.left, self.right) * self.weight
 
 
 class SmoothnessKernel(PairwiseKernel):
@@ -208,9 +230,9 @@ class SmoothnessKernel(PairwiseKernel):
         self.left, self.right = zip(of_rows, of_columns, strict=True)
 
     @property
-    def requires_grad(self) -> bool:
-        """Whether anything in it is to be differentiated."""
-        return any(isinstance(part, Tensor) and part.requires_grad for part in (self.weight, self.taps))
+    def shape_is_fixed(self) -> bool:
+        """Whether nothing but its weight is to be differentiated."""
+        return not _tracked(self.taps)
 
     @cached_property
     def _left(self) -> Tensor | None:
@@ -232,11 +254,17 @@ class SmoothnessKernel(PairwiseKernel):
         return sums[0, 0]
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return the values themselves."""
+        """Return the values themselves; or the result but for w, by the kernel."""
+        if self.native and self.shape_is_fixed:
+            images = values.reshape(*self.shape, values.shape[1])
+            return smooth(images, self.taps, *self.left, *self.right).view_as(values)
         return values
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
         """Convolve; `points` are all of them, or whole rows of one image."""
+        if self.native and self.shape_is_fixed:
+            result = gathered[points] * self.weight
+            return result if total is None else total.add_(result)
         batch, height, width = self.shape
         channels = gathered.shape[1]
         if points.stop - points.start == batch * height * width:

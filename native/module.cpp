@@ -4,12 +4,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include <memory>
 #include <optional>
 
 #include "argmax.hpp"
 #include "mean_field.hpp"
+#include "mean_field_adjoint.hpp"
 #include "permutohedral.hpp"
 #include "sparse_product.hpp"
 #include "splat_blur_slice.hpp"
@@ -23,6 +25,7 @@ template <typename T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 template <typename T>
 using Output = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+// Arguments that are written to must say .noconvert(): nanobind would hand over a copy of what does not fit.
 using Released = nb::call_guard<nb::gil_scoped_release>;
 
 template <typename T>
@@ -153,6 +156,27 @@ private:
     typename MeanField<T>::Workspace space_;
 };
 
+template <typename T>
+SplatBlurSlice<T> lattice_filter(
+    const Array<T>& values, const Array<int32_t>& cell, const Array<int32_t>& cell_vertices, const Array<T>& weights,
+    const Array<int32_t>& links, int order, T scale, bool adjoint
+) {
+    SplatBlurSlice<T> lattice;
+    lattice.points = int64_t(values.shape(0));
+    lattice.channels = int64_t(values.shape(1));
+    lattice.corners = int(weights.shape(1));
+    lattice.axes = int(links.shape(0));
+    lattice.vertices = int64_t(links.shape(1));
+    lattice.order = order;
+    lattice.cell = cell.data();
+    lattice.cell_vertices = cell_vertices.data();
+    lattice.weights = weights.data();
+    lattice.links = links.data();
+    lattice.scale = scale;
+    lattice.adjoint = adjoint;
+    return lattice;
+}
+
 template <typename T, typename I>
 void define_products(nb::module_& module) {
     module.def(
@@ -163,6 +187,7 @@ void define_products(nb::module_& module) {
                 int64_t(out.shape(0)), int64_t(out.shape(1)), threads
             );
         },
+        nb::arg("values"), nb::arg("weights"), nb::arg("row_pointers"), nb::arg("columns"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
     module.def(
@@ -173,6 +198,7 @@ void define_products(nb::module_& module) {
                 int64_t(left.shape(1)), threads
             );
         },
+        nb::arg("left"), nb::arg("right"), nb::arg("row_pointers"), nb::arg("columns"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
 }
@@ -184,6 +210,7 @@ void define(nb::module_& module, const char* mean_field) {
         [](Array<T> values, Output<int64_t> out, int threads) {
             argmax(values.data(), out.data(), int64_t(values.shape(0)), int64_t(values.shape(1)), threads);
         },
+        nb::arg("values"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
     define_products<T, int32_t>(module);
@@ -194,23 +221,29 @@ void define(nb::module_& module, const char* mean_field) {
     );
     module.def(
         "filter",
-        [](Array<T> values, Array<int32_t> cell, Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links,
-           int order, T scale, Output<T> out, int threads) {
-            SplatBlurSlice<T> lattice;
-            lattice.points = int64_t(values.shape(0));
-            lattice.channels = int64_t(values.shape(1));
-            lattice.corners = int(weights.shape(1));
-            lattice.axes = int(links.shape(0));
-            lattice.vertices = int64_t(links.shape(1));
-            lattice.order = order;
-            lattice.cell = cell.data();
-            lattice.cell_vertices = cell_vertices.data();
-            lattice.weights = weights.data();
-            lattice.links = links.data();
-            lattice.scale = scale;
-            lattice.filter(values.data(), out.data(), threads);
+        [](Array<T> values, std::optional<Array<T>> left, std::optional<Array<T>> right, Array<int32_t> cell,
+           Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links, int order, T scale, bool adjoint,
+           Output<T> out, int threads) {
+            const auto lattice = lattice_filter(values, cell, cell_vertices, weights, links, order, scale, adjoint);
+            const nb::gil_scoped_release released;
+            lattice.filter(values.data(), pointer(left), pointer(right), out.data(), threads);
         },
-        Released()
+        nb::arg("values"), nb::arg("left").none(), nb::arg("right").none(), nb::arg("cell"), nb::arg("cell_vertices"),
+        nb::arg("weights"), nb::arg("links"), nb::arg("order"), nb::arg("scale"), nb::arg("adjoint"), nb::arg("out").noconvert(),
+        nb::arg("threads")
+    );
+    module.def(
+        "filter_weights_gradient",
+        [](Array<T> values, Array<T> gradient, std::optional<Array<T>> left, std::optional<Array<T>> right,
+           Array<int32_t> cell, Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links, int order,
+           T scale, bool adjoint, Output<T> out, int threads) {
+            const auto lattice = lattice_filter(values, cell, cell_vertices, weights, links, order, scale, adjoint);
+            const nb::gil_scoped_release released;
+            lattice.weights_gradient(values.data(), gradient.data(), pointer(left), pointer(right), out.data(), threads);
+        },
+        nb::arg("values"), nb::arg("gradient"), nb::arg("left").none(), nb::arg("right").none(), nb::arg("cell"),
+        nb::arg("cell_vertices"), nb::arg("weights"), nb::arg("links"), nb::arg("order"), nb::arg("scale"),
+        nb::arg("adjoint"), nb::arg("out").noconvert(), nb::arg("threads")
     );
     module.def(
         "smooth",
@@ -222,7 +255,27 @@ void define(nb::module_& module, const char* mean_field) {
             );
             smooth(smoothing, images.data(), out.data(), int64_t(images.shape(0)), threads);
         },
+        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("rows_right"), nb::arg("columns_left"), nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
+    );
+    module.def(
+        "mean_field_adjoint",
+        [](Array<T> marginals, Array<T> gradient, std::optional<Array<T>> appearance, std::optional<Array<T>> smoothness,
+           T appearance_weight, T smoothness_weight, std::optional<Array<T>> own, bool pairs, Output<T> next,
+           std::optional<Output<T>> of_own, int threads) {
+            MeanFieldAdjoint<T> adjoint{int64_t(marginals.shape(0)), int64_t(marginals.shape(1)), pairs,
+                                        marginals.data(), gradient.data()};
+            adjoint.appearance = pointer(appearance);
+            adjoint.smoothness = pointer(smoothness);
+            adjoint.appearance_weight = appearance_weight;
+            adjoint.smoothness_weight = smoothness_weight;
+            adjoint.own = pointer(own);
+            const nb::gil_scoped_release released;
+            return adjoint.run(next.data(), of_own ? of_own->data() : nullptr, threads);
+        },
+        nb::arg("marginals"), nb::arg("gradient"), nb::arg("appearance").none(), nb::arg("smoothness").none(),
+        nb::arg("appearance_weight"), nb::arg("smoothness_weight"), nb::arg("own").none(), nb::arg("pairs"),
+        nb::arg("next").noconvert(), nb::arg("of_own").noconvert().none(), nb::arg("threads")
     );
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(
@@ -233,7 +286,7 @@ void define(nb::module_& module, const char* mean_field) {
             nb::arg("reward").none(), nb::arg("threads")
         )
         .def(
-            "step", &MeanFieldRun<T>::step, nb::arg("previous").none(), nb::arg("next"), nb::arg("updated").none(),
+            "step", &MeanFieldRun<T>::step, nb::arg("previous").none(), nb::arg("next").noconvert(), nb::arg("updated").noconvert().none(),
             nb::arg("more"), Released()
         )
         .def_prop_ro("channels", &MeanFieldRun<T>::channels);
@@ -249,7 +302,7 @@ void define_transpose(nb::module_& module) {
                 pointers.data(), order.data(), threads
             );
         },
-        Released()
+        nb::arg("columns"), nb::arg("pointers").noconvert(), nb::arg("order").noconvert(), nb::arg("threads"), Released()
     );
 }
 

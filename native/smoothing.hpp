@@ -217,7 +217,15 @@ void smooth(const Smoothing<T>& smoothing, const T* images, T* out, int64_t batc
             for (int r = 0; r < rows_at_once && first + r < height; r++) {
                 const T* from = space.horizontal.data() + r * smoothing.row();
                 T* to = out + offset + (first + r) * width * channels;
-                for (int64_t x = 0; x < width; x++) std::copy_n(from + x * smoothing.stride, channels, to + x * channels);
+                if (smoothing.stride == channels)
+                    std::copy_n(from, width * channels, to);
+                else  // whole vectors, each over what the one before wrote beyond its pixel
+                    for (int64_t x = 0; x < width; x++)
+                        for (int64_t c = 0; c < channels; c += lanes<T>) {
+                            const Vector<T> value = load(from + x * smoothing.stride + c);
+                            const int64_t place = x * channels + c, left = width * channels - place;
+                            left >= lanes<T> ? store(to + place, value) : store_some(to + place, value, int(left));
+                        }
             }
         }
     });

@@ -1,4 +1,5 @@
-// The whole filter c · S B_A … B_1 Sᵀ on values: the kernel of voxel/splat_blur_slice.py, without a matrix being made.
+// The whole filter L · c S B_A … B_1 Sᵀ · R on values, its adjoint, and its gradient with respect to the weights in S:
+// the kernel of voxel/splat_blur_slice.py, without a matrix being made.
 
 #pragma once
 
@@ -7,14 +8,6 @@
 #include "blur.hpp"
 
 namespace hdcrf {
-
-// to += weight · from
-template <typename T>
-inline void add_scaled(T* to, T weight, const T* from, int64_t channels) {
-    int64_t c = 0;
-    for (; c + lanes<T> <= channels; c += lanes<T>) store(to + c, load(to + c) + weight * load(from + c));
-    for (; c < channels; c++) to[c] += weight * from[c];
-}
 
 template <typename T>
 struct SplatBlurSlice {
@@ -25,61 +18,165 @@ struct SplatBlurSlice {
     const T* weights;              // (N, P)
     const int32_t* links;          // (A, V, 2)
     T scale;
+    bool adjoint = false;
 
-    // to[v] += Σ_p w_ip values_i, over the points and the vertices v of their corners.
-    void splat(const T* values, T* to, Range range) const {
-        for (int64_t i = range.begin; i < range.end; i++) {
-            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-            const T* w = weights + i * corners;
-            if (channels == 1) {
-                const T value = values[i];
-                for (int p = 0; p < corners; p++) to[vertex[p]] += w[p] * value;
-                continue;
-            }
-            for (int p = 0; p < corners; p++) add_scaled(to + vertex[p] * channels, w[p], values + i * channels, channels);
-        }
-    }
-
-    // out_i = Σ_p w_ip from[v].
-    void slice(const T* from, T* out, Range range) const {
-        for (int64_t i = range.begin; i < range.end; i++) {
-            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-            const T* w = weights + i * corners;
-            if (channels == 1) {
-                T total = 0;
-                for (int p = 0; p < corners; p++) total += w[p] * from[vertex[p]];
-                out[i] = total;
-                continue;
-            }
-            T* to = out + i * channels;
-            std::fill_n(to, channels, T(0));
-            for (int p = 0; p < corners; p++) add_scaled(to, w[p], from + vertex[p] * channels, channels);
-        }
-    }
-
-    void filter(const T* values, T* out, int threads) const {
-        // Each thread splats to vertices of its own. More memory than the values themselves take is not for that.
-        const int64_t size = vertices * channels;
-        threads = useful_threads(threads, points * channels * corners);
-        threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, 1 + points / std::max<int64_t>(1, vertices))));
-        std::vector<Buffer<T>> splatted;
-        for (int part = 0; part < threads; part++) splatted.emplace_back(size_t(size));
-        Buffer<T> memory{size_t(size)};
-        const int parts = threads;
-        parallel(threads, [&](Team& team, int thread) {
-            for (int part = thread; part < parts; part += team.threads) {
-                T* to = splatted[size_t(part)].data();
-                std::fill_n(to, size, T(0));
-                splat(values, to, share(points, part, parts));
-            }
-            team.wait();
-            const Range range = share(size, thread, team.threads);
-            for (size_t part = 1; part < splatted.size(); part++)
-                add_scaled(splatted[0].data() + range.begin, T(1), splatted[part].data() + range.begin, range.end - range.begin);
-            const T* blurred =
-                blur(team, thread, splatted[0].data(), memory.data(), links, vertices, axes, order, channels, scale, false);
-            slice(blurred, out, share(points, thread, team.threads));
+    // out = L c S B Sᵀ R values, or with Bᵀ for the adjoint; `left` and `right` (N,) or null for ones.
+    void filter(const T* values, const T* left, const T* right, T* out, int threads) const {
+        Vertices on(*this, threads, 1);
+        parallel(on.parts, [&](Team& team, int thread) {
+            const T* blurred = blurred_splat(team, thread, on, 0, values, right, adjoint);
+            const Range range = share(points, thread, team.threads);
+            for (int64_t i = range.begin; i < range.end; i++) slice_point(blurred, i, left, out, range.end);
         });
+    }
+
+    // The gradient of ⟨gradient, filter(values)⟩ with respect to the weights: (N, P).
+    void weights_gradient(
+        const T* values, const T* gradient, const T* left, const T* right, T* out, int threads
+    ) const {
+        Vertices on(*this, threads, 2);
+        parallel(on.parts, [&](Team& team, int thread) {
+            const T* y = blurred_splat(team, thread, on, 0, values, right, adjoint);
+            const T* z = blurred_splat(team, thread, on, 1, gradient, left, !adjoint);
+            const Range range = share(points, thread, team.threads);
+            for (int64_t i = range.begin; i < range.end; i++) {
+                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+                for (int p = 0; p < corners; p++) {
+                    const T sliced = inner(gradient, i, y + vertex[p] * stride());
+                    const T splatted = inner(values, i, z + vertex[p] * stride());
+                    out[i * corners + p] = (left ? left[i] : T(1)) * sliced + (right ? right[i] : T(1)) * splatted;
+                }
+            }
+        });
+    }
+
+private:
+    // Numbers a vertex takes: whole vectors, but for a single channel.
+    int64_t stride() const { return channels == 1 ? 1 : (channels + lanes<T> - 1) / lanes<T> * lanes<T>; }
+
+    // Memory for values of the vertices: each thread splats to its own. No more of it than the points themselves take.
+    struct Vertices {
+        int parts;
+        std::vector<std::vector<Buffer<T>>> splatted;
+        std::vector<Buffer<T>> blurred;
+
+        Vertices(const SplatBlurSlice& filter, int threads, int sets) {
+            const int64_t fitting = 1 + filter.points / std::max<int64_t>(1, filter.vertices);
+            parts = useful_threads(threads, filter.points * filter.channels * filter.corners);
+            parts = int(std::min<int64_t>(parts, fitting));
+            const size_t size = size_t(filter.vertices * filter.stride());
+            for (int set = 0; set < sets; set++) {
+                splatted.emplace_back();
+                for (int part = 0; part < parts; part++) splatted.back().emplace_back(size);
+                blurred.emplace_back(size);
+            }
+        }
+    };
+
+    // c B Sᵀ F values, for all threads of the team.
+    const T* blurred_splat(
+        Team& team, int thread, Vertices& on, int set, const T* values, const T* factor, bool transposed
+    ) const {
+        const int64_t size = vertices * stride();
+        auto& splatted = on.splatted[size_t(set)];
+        // Work for as many threads as there are parts; fewer may have come.
+        for (int part = thread; part < on.parts; part += team.threads) {
+            T* to = splatted[size_t(part)].data();
+            std::fill_n(to, size, T(0));
+            const Range range = share(points, part, on.parts);
+            for (int64_t i = range.begin; i < range.end; i++) splat_point(values, i, factor, to);
+        }
+        team.wait();
+        const Range range = share(size, thread, team.threads);
+        T* const sums = splatted[0].data();
+        for (size_t part = 1; part < splatted.size(); part++) {
+            const T* more = splatted[part].data();
+            for (int64_t i = range.begin; i < range.end; i++) sums[i] += more[i];
+        }
+        return blur(
+            team, thread, sums, on.blurred[size_t(set)].data(), links, vertices, axes, order, stride(), scale, transposed
+        );
+    }
+
+    // The vectors of a point's values from channel c on, `wide` of them; zeros beyond the last channel.
+    template <int wide>
+    void load_point(const T* values, int64_t i, int64_t c, Vector<T>* to) const {
+        const int64_t place = i * channels + c, last = (wide - 1) * lanes<T>;
+        const int count = int(std::min<int64_t>(lanes<T>, channels - c - last));
+        for (int v = 0; v < wide - 1; v++) to[v] = load(values + place + v * lanes<T>);
+        to[wide - 1] = load_first(values + place + last, count, points * channels - place - last);
+    }
+
+    // Call function<number of vectors>(first channel) for all channels, at most four vectors at once.
+    template <typename Function>
+    void for_channels(const Function& function) const {
+        for (int64_t c = 0; c < channels; c += 4 * lanes<T>) {
+            switch (std::min<int64_t>(4, (channels - c + lanes<T> - 1) / lanes<T>)) {
+                case 1: function(std::integral_constant<int, 1>(), c); break;
+                case 2: function(std::integral_constant<int, 2>(), c); break;
+                case 3: function(std::integral_constant<int, 3>(), c); break;
+                default: function(std::integral_constant<int, 4>(), c);
+            }
+        }
+    }
+
+    void splat_point(const T* values, int64_t i, const T* factor, T* to) const {
+        const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+        const T* w = weights + i * corners;
+        const T f = factor ? factor[i] : T(1);
+        if (channels == 1) {
+            for (int p = 0; p < corners; p++) to[vertex[p]] += w[p] * (f * values[i]);
+            return;
+        }
+        for_channels([&](auto wide, int64_t c) {
+            Vector<T> value[wide];
+            load_point<wide>(values, i, c, value);
+            for (int v = 0; v < wide; v++) value[v] *= f;
+            for (int p = 0; p < corners; p++) {
+                T* row = to + vertex[p] * stride() + c;
+                for (int v = 0; v < wide; v++) store(row + v * lanes<T>, load(row + v * lanes<T>) + w[p] * value[v]);
+            }
+        });
+    }
+
+    // May write beyond the point's own channels, which the next point then overwrites, but not from point `end` on.
+    void slice_point(const T* from, int64_t i, const T* factor, T* out, int64_t end) const {
+        const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
+        const T* w = weights + i * corners;
+        const T f = factor ? factor[i] : T(1);
+        if (channels == 1) {
+            T total = 0;
+            for (int p = 0; p < corners; p++) total += w[p] * from[vertex[p]];
+            out[i] = f * total;
+            return;
+        }
+        for_channels([&](auto wide, int64_t c) {
+            Vector<T> total[wide] = {};
+            for (int p = 0; p < corners; p++) {
+                const T* row = from + vertex[p] * stride() + c;
+                for (int v = 0; v < wide; v++) total[v] += w[p] * load(row + v * lanes<T>);
+            }
+            const int64_t place = i * channels + c;
+            for (int v = 0; v < wide; v++) {
+                const int64_t at = place + v * lanes<T>;
+                if (at + lanes<T> <= end * channels)
+                    store(out + at, f * total[v]);
+                else
+                    store_some(out + at, f * total[v], int(std::min<int64_t>(lanes<T>, end * channels - at)));
+            }
+        });
+    }
+
+    // ⟨values of point i, values of a vertex⟩.
+    T inner(const T* values, int64_t i, const T* row) const {
+        if (channels == 1) return values[i] * row[0];
+        Vector<T> total{};
+        for_channels([&](auto wide, int64_t c) {
+            Vector<T> value[wide];
+            load_point<wide>(values, i, c, value);
+            for (int v = 0; v < wide; v++) total += value[v] * load(row + c + v * lanes<T>);
+        });
+        return sum(total);
     }
 };
 

@@ -55,6 +55,16 @@ inline Vector<T> load_some(const T* from, int count) {
     return value;
 }
 
+// The first `count` entries, and zeros, of `room` that may be read.
+template <typename T>
+inline Vector<T> load_first(const T* from, int count, int64_t room) {
+    if (count == lanes<T>) return load(from);
+    if (room < lanes<T>) return load_some(from, count);
+    Integers<T> lane;
+    for (int i = 0; i < lanes<T>; i++) lane[i] = i;
+    return lane < count ? load(from) : Vector<T>{};
+}
+
 template <typename T>
 inline void store_some(T* to, Vector<T> value, int count) {
     std::memcpy(to, &value, sizeof(T) * size_t(count));

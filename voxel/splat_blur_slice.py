@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from voxel.backend import kernels, uses_native
+from voxel.backend import uses_native
 from voxel.blur import AxisBlur, axis_links, grow
 from voxel.checks import check_matrix, check_same_kind
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.filter_operator import FilterOperator
+from voxel.fused_filter import splat_blur_slice
 from voxel.sparse_matrix import SparseMatrix
 
 __all__ = ["Cells", "SplatBlurSlice"]
@@ -105,6 +106,9 @@ class SplatBlurSlice(FilterOperator):
             vertex = CoordinateIndex(coordinates).lookup(occupied)[vertex]
         index = CoordinateIndex(coordinates)
         cell_vertices = vertex.reshape(corners.shape[:2]).T.contiguous()
+        if self.native:  # what the kernels read
+            cells = replace(cells, cell=cells.cell.to(torch.int32))
+            cell_vertices = cell_vertices.to(torch.int32)
         links = [axis_links(index, axis) for axis in axes]
         empty = torch.empty((0, len(coordinates), 2), dtype=torch.int32, device=coordinates.device)
         return Structure(cells, cell_vertices, coordinates, torch.stack(links) if links else empty)
@@ -178,8 +182,8 @@ class SplatBlurSlice(FilterOperator):
         return vertex_values
 
     def _apply(self, values: Tensor, target: object) -> Tensor:
-        if target is None and self.native and self.has_axes and not self._differentiates(values):
-            return self._filter_natively(values)
+        if target is None and self.native and self.has_axes:
+            return self.scaled_filter(values, None, None, self.constant)
         matrix = self.interpolation if target is None else self._target_matrix(target)
         blurred = self._blur(self.interpolation.transposed_product(values))
         return matrix.product(blurred * self.constant)
@@ -189,26 +193,25 @@ class SplatBlurSlice(FilterOperator):
         """Whether the blur is one along axes."""
         return len(self.structure.links) > 0
 
-    def _differentiates(self, values: Tensor) -> bool:
-        return torch.is_grad_enabled() and (
-            values.requires_grad or self.structure.cells.weights.requires_grad
-        )
+    def scaled_filter(
+        self, values: Tensor, left: Tensor | None, right: Tensor | None, scale: float
+    ) -> Tensor:
+        """Return scale · L S B Sᵀ R v by the compiled kernels, for (N,) diagonals L and R or None.
 
-    def _filter_natively(self, values: Tensor) -> Tensor:
-        cells = self.structure.cells
-        result = torch.empty_like(values, memory_format=torch.contiguous_format)
-        kernels().filter(
-            values.detach().contiguous(),
-            cells.cell.to(torch.int32),
-            self.structure.cell_vertices.to(torch.int32),
-            cells.weights.detach(),
-            self.structure.links,
-            self.order,
-            self.constant,
-            result,
-            torch.get_num_threads(),
+        Differentiable in `values` and the features, not in the diagonals.
+        """
+        parts = self.structure
+        return splat_blur_slice(
+            values,
+            parts.cells.weights,
+            parts.cells.cell,
+            parts.cell_vertices,
+            parts.links,
+            left,
+            right,
+            order=self.order,
+            scale=scale,
         )
-        return result
 
     def _target(self, query: Tensor, query_batch: Tensor | None) -> SparseMatrix:
         cells, corners = self._cells("query", query, query_batch)

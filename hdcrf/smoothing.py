@@ -1,0 +1,77 @@
+"""The separable Gaussian over pixel positions, as one operation on the compiled kernel.
+
+It stands for the two convolutions of `hdcrf.pairwise.SmoothnessKernel`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxel.backend import kernels
+
+__all__ = ["smooth", "smooth_into"]
+
+
+@torch.library.custom_op("hdcrf::smooth", mutates_args=())
+def smooth(
+    images: Tensor,  # (B, H, W, K)
+    taps: Tensor,  # (2 radius + 1,) symmetric
+    rows_left: Tensor | None,  # (H,) and so on: factors of the diagonals L and R, None for ones
+    columns_left: Tensor | None,
+    rows_right: Tensor | None,
+    columns_right: Tensor | None,
+) -> Tensor:
+    """Return L (G_rows ⊗ G_columns) R v, zero outside the image; differentiable in the images."""
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)
+    return smooth_into(result, images, taps, rows_left, columns_left, rows_right, columns_right)
+
+
+def smooth_into(
+    result: Tensor,
+    images: Tensor,
+    taps: Tensor,
+    rows_left: Tensor | None,
+    columns_left: Tensor | None,
+    rows_right: Tensor | None,
+    columns_right: Tensor | None,
+) -> Tensor:
+    """Do what `smooth` does, into a contiguous `result` (B, H, W, K)."""
+    if images.numel() == 0:
+        return result
+    _, height, width, _ = images.shape
+
+    def plain(factor: Tensor | None, length: int) -> Tensor:
+        return taps.new_ones(length) if factor is None else factor.detach().contiguous()
+
+    kernels().smooth(
+        images.detach().contiguous(),
+        taps.detach().contiguous(),
+        plain(rows_left, height),
+        plain(rows_right, height),
+        plain(columns_left, width),
+        plain(columns_right, width),
+        result,
+        torch.get_num_threads(),
+    )
+    return result
+
+
+@smooth.register_fake
+def _(images, taps, rows_left, columns_left, rows_right, columns_right):  # type: ignore[no-untyped-def]
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _images, *rest = inputs
+    ctx.save_for_backward(*rest)
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    taps, rows_left, columns_left, rows_right, columns_right = ctx.saved_tensors
+    # G is symmetric, so the adjoint exchanges L and R.
+    adjoint = smooth(gradient, taps, rows_right, columns_right, rows_left, columns_left)
+    return adjoint, None, None, None, None, None
+
+
+smooth.register_autograd(_backward, setup_context=_setup_context)
