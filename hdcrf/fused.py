@@ -28,7 +28,7 @@ def single_kernels(
     fitting = len(lattice) + len(smoothness) == len(pairwise) > 0
     if logits.numel() == 0 or not fitting or len(lattice) > 1 or len(smoothness) > 1:
         return None
-    if not all(kernel.native for kernel in (*lattice, *smoothness)):
+    if not all(kernel.native for kernel in lattice) or not all(kernel.native for kernel in smoothness):
         return None
     return lattice[0] if lattice else None, smoothness[0] if smoothness else None
 
@@ -45,8 +45,9 @@ def fused_mean_field(
         own: (P, 1) diagonal of their sum, to be left out; None leaves it in.
     """
     single = single_kernels(logits, pairwise)
-    tensors = [logits] if compatibility.values is None else [logits, compatibility.values]
-    if torch.is_grad_enabled() and any(item.requires_grad for item in (*tensors, *pairwise)):
+    values = compatibility.values
+    differentiable = logits.requires_grad or (values is not None and values.requires_grad)
+    if torch.is_grad_enabled() and (differentiable or any(kernel.requires_grad for kernel in pairwise)):
         return None
     return None if single is None else FusedMeanField(logits, *single, compatibility, own)
 
@@ -128,8 +129,8 @@ def native_mean_field(
 
     Args:
         logits: (P, K), contiguous.
-        lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or None,
-            order, and scale.
+        lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or
+            None, order, and scale.
         smoothing: taps, the factors of L and R for rows, then those for columns, and the weight.
         own: (P,) diagonal to be left out, or None.
         compatibility: (K,) or (K, K), or None for Potts.

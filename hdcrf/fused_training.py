@@ -1,8 +1,8 @@
 """Mean field as one differentiable operation on the compiled kernels.
 
-Forward it is `hdcrf.fused`, keeping the marginals Q_0 … Q_{T-1} that each iteration began with. Backward it goes
-through the iterations in reverse. With L_t = logits - μ m_t, the message m_t = Σ_c w_c K_c Q_{t-1} - diag(own) Q_{t-1},
-Q_t = softmax(L_t), and g_t the gradient with respect to L_t,
+Forward it is `hdcrf.fused`, keeping the marginals Q_0 … Q_{T-1} that each iteration began with. Backward it
+goes through the iterations in reverse. With L_t = logits - μ m_t, Q_t = softmax(L_t), the message
+m_t = Σ_c w_c K_c Q_{t-1} - diag(own) Q_{t-1}, and g_t the gradient with respect to L_t,
 
     the gradient of m_t is      h = -μᵀ g_t,
     that of w_c gets            ⟨K_cᵀ h, Q_{t-1}⟩,
@@ -174,8 +174,8 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
         """K_sᵀ h, or K_s Q."""
         lefts, rights = (rows_left, columns_left), (rows_right, columns_right)
         sides = (*rights, *lefts) if adjoint else (*lefts, *rights)
-        images = (part.view(*ctx.shape, rows.shape[1]) for part in (out, rows))
-        return smooth_into(*images, taps, *sides).view_as(rows)
+        result, images = (part.view(*ctx.shape, rows.shape[1]) for part in (out, rows))
+        return smooth_into(result, images, taps, *sides).view_as(rows)
 
     def weight_of(weight: Tensor | None) -> float:
         return 0.0 if weight is None else float(weight)
@@ -185,11 +185,10 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
     of_weights = [0.0, 0.0]
     # With one channel, of the difference x of two logits: L = (l_0, l_0 + x).
     now = gradient[:, 1:].contiguous() if pairs else gradient
-    total = torch.zeros_like(now)
+    total = now.clone()  # of g_t over all iterations
     spare, of_appearance, of_smoothness = (torch.empty_like(now) for _ in range(3))
     for done in reversed(range(len(history))):
         before = history[done]
-        total += now
         message_gradient = now
         if compatibility is not None:
             cost = compatibility if compatibility.dim() == 2 else None
@@ -213,6 +212,7 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
             own,
             pairs,
             spare,
+            total,
             of_own,
             torch.get_num_threads(),
         )
@@ -220,10 +220,9 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
         now, spare = spare, now
     if pairs:
         # x = l_1 - l_0 at the start, and L_0 = l_0 at the end.
-        total += now
         of_logits_in = torch.cat([gradient.sum(1, keepdim=True) - total, total], 1)
     else:
-        of_logits_in = total.add_(now)
+        of_logits_in = total
     weight_gradients = [
         logits.new_tensor(value) if needed else None
         for value, needed in zip(of_weights, ctx.needs_input_grad[1:3], strict=True)

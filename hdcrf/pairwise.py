@@ -257,7 +257,8 @@ class SmoothnessKernel(PairwiseKernel):
         """Return the values themselves; or the result but for w, by the kernel."""
         if self.native and self.shape_is_fixed:
             images = values.reshape(*self.shape, values.shape[1])
-            return smooth(images, self.taps, *self.left, *self.right).view_as(values)
+            smoothed: Tensor = smooth(images, self.taps, *self.left, *self.right)
+            return smoothed.view_as(values)
         return values
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lattice.elevation import calibration, elevate, elevation_matrix, lattice_scale
-from lattice.self_term import corner_kernel
+from lattice.self_term import corner_kernel, follows_all_sets
 from lattice.simplex import barycentric_weights, corner_coordinates, enclosing_simplex
 from voxel.backend import kernels
 from voxel.blur import MOST_ROUNDS
@@ -136,9 +136,20 @@ class PermutohedralLattice(SplatBlurSlice):
 
         Differentiable in the features. Cost: O(n d³) for each distinct simplex.
         """
-        cells = self.structure.cells
-        kernel = corner_kernel(self.structure.cell_vertices, cells.rank, self.axis_blurs, self.order)
-        return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
+        cells, order = self.structure.cells, self.order
+        corners = self.structure.cell_vertices
+        if not (self.native and follows_all_sets(cells.rank, self.num_vertices)):
+            kernel = corner_kernel(corners, cells.rank, self.axis_blurs, order)
+            return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
+        points, size = cells.weights.shape
+        kernel = cells.weights.new_empty((len(corners), size, size))
+        threads = torch.get_num_threads()
+        kernels().corner_kernel(corners, cells.rank, self.structure.links, order, kernel, threads)
+        if torch.is_grad_enabled() and cells.weights.requires_grad:
+            return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
+        diagonal = cells.weights.new_empty(points)
+        kernels().quadratic_form(cells.weights.detach(), kernel, cells.cell, self.constant, diagonal, threads)
+        return diagonal
 
 
 @full_precision

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from voxel.blur import AxisBlur
 
-__all__ = ["corner_kernel"]
+__all__ = ["corner_kernel", "follows_all_sets"]
 
 _CHUNK_WAYS = 1 << 16
 
@@ -41,7 +41,7 @@ def corner_kernel(
     cell_vertices = cell_vertices.to(torch.int64)
     cells, corners = cell_vertices.shape
     tables = [_padded(blur) for blur in blurs]
-    if 2**corners * blurs[0].taps.shape[0] <= cells * corners**2:
+    if follows_all_sets(rank, blurs[0].taps.shape[0]):
         return _kernel_by_sets(cell_vertices, rank, _ways_of_all_sets(tables, order))
     kernel = blurs[0].taps.new_empty((cells, corners, corners))
     step = max(1, _CHUNK_WAYS // corners**2)
@@ -49,6 +49,12 @@ def corner_kernel(
         chunk = slice(start, start + step)
         kernel[chunk] = _kernel_by_ways(cell_vertices[chunk], rank[chunk], tables, order)
     return kernel
+
+
+def follows_all_sets(rank: Tensor, vertices: int) -> bool:
+    """Return whether there are fewer ways of all sets from each vertex than between corners of the cells."""
+    cells, corners = rank.shape
+    return vertices > 0 and 2**corners * vertices <= cells * corners**2
 
 
 def _padded(blur: AxisBlur) -> tuple[Tensor, Tensor]:

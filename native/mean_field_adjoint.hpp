@@ -20,9 +20,9 @@ struct MeanFieldAdjoint {
     T appearance_weight = 0, smoothness_weight = 0;
     const T* own = nullptr;  // (N,) diagonal that the message leaves out, or null
 
-    // `next` (N, C): the gradient with respect to the logits that the marginals came from; `of_own` (N,), or null: that
-    // with respect to `own`, added. Returns those with respect to the two weights.
-    std::pair<double, double> run(T* next, T* of_own, int threads) const {
+    // `next` (N, C): the gradient with respect to the logits that the marginals came from, which is added to `total` too;
+    // `of_own` (N,), or null: that with respect to `own`, added. Returns those with respect to the two weights.
+    std::pair<double, double> run(T* next, T* total, T* of_own, int threads) const {
         threads = useful_threads(threads, points * channels);
         std::vector<double> sums(size_t(threads) * 16, 0.0);  // a cache line apart
         parallel(threads, [&](Team& team, int thread) {
@@ -35,16 +35,18 @@ struct MeanFieldAdjoint {
                     smoothness_sum += s;
                     if (of_own) of_own[i] -= o;
                 }
+                for (int64_t place = range.begin * channels; place < range.end * channels; place++)
+                    total[place] += next[place];
                 sums[size_t(part) * 16] = appearance_sum;
                 sums[size_t(part) * 16 + 1] = smoothness_sum;
             }
         });
-        std::pair<double, double> total{0, 0};
+        std::pair<double, double> of_weights{0, 0};
         for (int part = 0; part < threads; part++) {
-            total.first += sums[size_t(part) * 16];
-            total.second += sums[size_t(part) * 16 + 1];
+            of_weights.first += sums[size_t(part) * 16];
+            of_weights.second += sums[size_t(part) * 16 + 1];
         }
-        return total;
+        return of_weights;
     }
 
 private:

@@ -13,6 +13,7 @@
 #include "mean_field.hpp"
 #include "mean_field_adjoint.hpp"
 #include "permutohedral.hpp"
+#include "self_term.hpp"
 #include "sparse_product.hpp"
 #include "splat_blur_slice.hpp"
 
@@ -259,10 +260,32 @@ void define(nb::module_& module, const char* mean_field) {
         Released()
     );
     module.def(
+        "corner_kernel",
+        [](Array<int32_t> cell_vertices, Array<int16_t> ranks, Array<int32_t> links, int order, Output<T> out,
+           int threads) {
+            const SelfTerm<T> term{int64_t(ranks.shape(0)), int64_t(links.shape(1)), int(ranks.shape(1)), order,
+                                   cell_vertices.data(),    ranks.data(),            links.data()};
+            term.corner_kernel(out.data(), threads);
+        },
+        nb::arg("cell_vertices"), nb::arg("ranks"), nb::arg("links"), nb::arg("order"), nb::arg("out").noconvert(),
+        nb::arg("threads"), Released()
+    );
+    module.def(
+        "quadratic_form",
+        [](Array<T> weights, Array<T> matrices, Array<int32_t> cell, T scale, Output<T> out, int threads) {
+            quadratic_form(
+                weights.data(), matrices.data(), cell.data(), scale, out.data(), int64_t(weights.shape(0)),
+                int(weights.shape(1)), threads
+            );
+        },
+        nb::arg("weights"), nb::arg("matrices"), nb::arg("cell"), nb::arg("scale"), nb::arg("out").noconvert(),
+        nb::arg("threads"), Released()
+    );
+    module.def(
         "mean_field_adjoint",
         [](Array<T> marginals, Array<T> gradient, std::optional<Array<T>> appearance, std::optional<Array<T>> smoothness,
            T appearance_weight, T smoothness_weight, std::optional<Array<T>> own, bool pairs, Output<T> next,
-           std::optional<Output<T>> of_own, int threads) {
+           Output<T> total, std::optional<Output<T>> of_own, int threads) {
             MeanFieldAdjoint<T> adjoint{int64_t(marginals.shape(0)), int64_t(marginals.shape(1)), pairs,
                                         marginals.data(), gradient.data()};
             adjoint.appearance = pointer(appearance);
@@ -271,11 +294,11 @@ void define(nb::module_& module, const char* mean_field) {
             adjoint.smoothness_weight = smoothness_weight;
             adjoint.own = pointer(own);
             const nb::gil_scoped_release released;
-            return adjoint.run(next.data(), of_own ? of_own->data() : nullptr, threads);
+            return adjoint.run(next.data(), total.data(), of_own ? of_own->data() : nullptr, threads);
         },
         nb::arg("marginals"), nb::arg("gradient"), nb::arg("appearance").none(), nb::arg("smoothness").none(),
         nb::arg("appearance_weight"), nb::arg("smoothness_weight"), nb::arg("own").none(), nb::arg("pairs"),
-        nb::arg("next").noconvert(), nb::arg("of_own").noconvert().none(), nb::arg("threads")
+        nb::arg("next").noconvert(), nb::arg("total").noconvert(), nb::arg("of_own").noconvert().none(), nb::arg("threads")
     );
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(

@@ -1,7 +1,7 @@
 """The whole filter of a sparse lattice as one operation on the compiled kernels.
 
-It stands for L · c S B_A … B_1 Sᵀ · R, which `SplatBlurSlice` otherwise composes of sparse products, and for its
-adjoint, where the axes are blurred in the opposite order.
+It stands for L · c S B_A … B_1 Sᵀ · R, which `SplatBlurSlice` otherwise composes of sparse products, and for
+its adjoint, where the axes are blurred in the opposite order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def fused_filter(
     scale: float,
     adjoint: bool,
 ) -> Tensor:
-    """Return L c S B Sᵀ R v, or R' c S Bᵀ Sᵀ L' v as the adjoint; differentiable in `values` and `weights`."""
+    """Return L c S B Sᵀ R v, or L c S Bᵀ Sᵀ R v as the adjoint; differentiable in `values` and `weights`."""
     result = torch.empty_like(values, memory_format=torch.contiguous_format)
     return filter_into(
         result, values, weights, cell, cell_vertices, links, left, right, order, scale, adjoint
