@@ -1,5 +1,6 @@
 """High-dimensional Gaussian filtering by sparse convolution, and the CRFs that run on it."""
 
+import hdcrf.compiled  # noqa: F401 - registers an operation
 from hdcrf.compatibility import Compatibility
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.exact import ExactGaussian

@@ -158,8 +158,38 @@ class DenseCRF(nn.Module):
             ValueError: If shapes or devices do not match, an entry is not finite, or a sigma is so small
                 that the lattice's coordinates overflow.
         """
+        if torch.compiler.is_compiling():
+            compiled: Tensor = torch.ops.hdcrf.dense_crf(
+                logits, guide, self._ordered_parameters(), self._settings()
+            )
+            return compiled
         result = self.infer(logits, guide, return_logits=self.output == "logits")
         return result.marginals if result.logits is None else result.logits
+
+    def _ordered_parameters(self) -> list[Tensor]:
+        """Return the parameters in the order of the operation in hdcrf.compiled."""
+        parameters: list[Tensor] = [
+            self.appearance_weight,
+            self.smoothness_weight,
+            self.log_appearance_sigma_xy,
+            self.log_appearance_sigma_rgb,
+            self.log_smoothness_sigma,
+        ]
+        values = self.compatibility.values
+        return parameters if values is None else [*parameters, values]
+
+    def _settings(self) -> str:
+        """Return the constructor's other arguments in JSON, for that operation."""
+        tolerance = "null" if self.tolerance is None else self.tolerance
+        # A kernel whose weight is 0 from the start is left out, unless the weight is learned.
+        return (
+            f'{{"num_labels": {self.num_labels}, "iterations": {self.iterations}, '
+            f'"appearance_weight": {int(self._use_appearance)}, '
+            f'"smoothness_weight": {int(self._use_smoothness)}, '
+            f'"normalization": "{self.normalization}", "exclude_self": {str(self.exclude_self).lower()}, '
+            f'"method": "{self.method}", "order": {self.order}, "halo": {self.halo}, '
+            f'"tolerance": {tolerance}, "output": "{self.output}", "backend": "{self.backend}"}}'
+        )
 
     @full_precision
     def infer(

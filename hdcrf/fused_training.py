@@ -218,16 +218,13 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
         )
         of_weights = [weight + part for weight, part in zip(of_weights, sums, strict=True)]
         now, spare = spare, now
-    if pairs:
-        # x = l_1 - l_0 at the start, and L_0 = l_0 at the end.
-        of_logits_in = torch.cat([gradient.sum(1, keepdim=True) - total, total], 1)
-    else:
-        of_logits_in = total
+    if pairs:  # x = l_1 - l_0 at the start, and L_0 = l_0 at the end
+        total = torch.cat([gradient.sum(1, keepdim=True) - total, total], 1)
     weight_gradients = [
         logits.new_tensor(value) if needed else None
         for value, needed in zip(of_weights, ctx.needs_input_grad[1:3], strict=True)
     ]
-    return (of_logits_in, *weight_gradients, of_compatibility, of_own, *(None,) * 15)
+    return (total, *weight_gradients, of_compatibility, of_own, *(None,) * 15)
 
 
 mean_field_operation.register_autograd(_backward, setup_context=_setup_context)
