@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test check sanitize bench docs format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -33,6 +33,14 @@ check: $(VENV)/.dev ## format, lint, types, import rule, fast tests: before each
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow"
+
+sanitize: $(VENV)/.dev ## run the fast tests on kernels that watch memory and arithmetic
+	rm -rf build/sanitize
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/sanitize -C cmake.define.HDCRF_SANITIZE=ON .
+	$(BIN)/python -m zipfile -e build/sanitize/*.whl build/sanitize
+	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 HDCRF_TEST_KERNELS=$$(ls build/sanitize/voxel/_native*.so) \
+	    $(BIN)/pytest -m "not slow"
 
 bench: $(VENV)/.bench ## print the tables of accuracy and speed
 	$(BIN)/python benchmarks/accuracy.py

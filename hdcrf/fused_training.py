@@ -16,6 +16,7 @@ where J = diag(Q) - Q Qᵀ is the Jacobian of the softmax at each point.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,10 +151,29 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-untyped-def]
-    *inputs, marginals, history = ctx.saved_tensors
-    logits, appearance_weight, smoothness_weight, compatibility, own = inputs[:5]
-    weights, cell, cell_vertices, links, left, right = inputs[5:11]
-    taps, rows_left, columns_left, rows_right, columns_right = inputs[11:]
+    needed = list(ctx.needs_input_grad[:5])
+    gradients = mean_field_backward(
+        of_marginals, of_logits, list(ctx.saved_tensors), ctx.order, ctx.constant, ctx.shape, needed
+    )
+    some = (part if need else None for part, need in zip(gradients, needed, strict=True))
+    return (*some, *(None,) * 15)
+
+
+@torch.library.custom_op("hdcrf::mean_field_backward", mutates_args=())
+def mean_field_backward(
+    of_marginals: Tensor | None,
+    of_logits: Tensor | None,
+    saved: list[Tensor | None],  # the operation's tensors, and its marginals and history
+    order: int,
+    constant: float,
+    shape: list[int],
+    needed: list[bool],
+) -> list[Tensor]:
+    """Return the gradients with respect to the first five arguments, empty where none is needed."""
+    parts: Any = saved
+    logits, appearance_weight, smoothness_weight, compatibility, own = parts[:5]
+    weights, cell, cell_vertices, links, left, right = parts[5:11]
+    taps, rows_left, columns_left, rows_right, columns_right, marginals, history = parts[11:]
     pairs = history.shape[2] != logits.shape[1]
     gradient = torch.zeros_like(marginals)  # in memory row by row, as the kernels write
     if of_logits is not None:
@@ -166,22 +186,20 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
     def appearance(rows: Tensor, out: Tensor, adjoint: bool = True) -> Tensor:
         """K_aᵀ h, or K_a Q."""
         sides = (right, left) if adjoint else (left, right)
-        return filter_into(
-            out, rows, weights, cell, cell_vertices, links, *sides, ctx.order, ctx.constant, adjoint
-        )
+        return filter_into(out, rows, weights, cell, cell_vertices, links, *sides, order, constant, adjoint)
 
     def smoothness(rows: Tensor, out: Tensor, adjoint: bool = True) -> Tensor:
         """K_sᵀ h, or K_s Q."""
         lefts, rights = (rows_left, columns_left), (rows_right, columns_right)
         sides = (*rights, *lefts) if adjoint else (*lefts, *rights)
-        result, images = (part.view(*ctx.shape, rows.shape[1]) for part in (out, rows))
+        result, images = (part.view(*shape, rows.shape[1]) for part in (out, rows))
         return smooth_into(result, images, taps, *sides).view_as(rows)
 
     def weight_of(weight: Tensor | None) -> float:
         return 0.0 if weight is None else float(weight)
 
-    of_compatibility = torch.zeros_like(compatibility) if ctx.needs_input_grad[3] else None
-    of_own = torch.zeros_like(own) if ctx.needs_input_grad[4] else None
+    of_compatibility = torch.zeros_like(compatibility) if needed[3] else None
+    of_own = torch.zeros_like(own) if needed[4] else None
     of_weights = [0.0, 0.0]
     # With one channel, of the difference x of two logits: L = (l_0, l_0 + x).
     now = gradient[:, 1:].contiguous() if pairs else gradient
@@ -220,11 +238,27 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
         now, spare = spare, now
     if pairs:  # x = l_1 - l_0 at the start, and L_0 = l_0 at the end
         total = torch.cat([gradient.sum(1, keepdim=True) - total, total], 1)
-    weight_gradients = [
-        logits.new_tensor(value) if needed else None
-        for value, needed in zip(of_weights, ctx.needs_input_grad[1:3], strict=True)
+    gradients = [logits.new_empty(0) for _ in needed]
+    gradients[0] = total
+    for place, weight in enumerate(of_weights, 1):
+        if needed[place]:
+            gradients[place] = logits.new_tensor(weight)
+    if of_compatibility is not None:
+        gradients[3] = of_compatibility
+    if of_own is not None:
+        gradients[4] = of_own
+    return gradients
+
+
+@mean_field_backward.register_fake
+def _(of_marginals, of_logits, saved, order, constant, shape, needed):  # type: ignore[no-untyped-def]
+    first = saved[0]
+    return [
+        torch.empty_like(part, memory_format=torch.contiguous_format)
+        if need or i == 0
+        else first.new_empty(0)
+        for i, (part, need) in enumerate(zip(saved[:5], needed, strict=True))
     ]
-    return (total, *weight_gradients, of_compatibility, of_own, *(None,) * 15)
 
 
 mean_field_operation.register_autograd(_backward, setup_context=_setup_context)

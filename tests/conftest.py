@@ -1,8 +1,17 @@
 """Devices, seeds, and the settings that every test runs under."""
 
+import importlib.util
+import os
+import sys
+
 import hypothesis
 import pytest
 import torch
+
+if "HDCRF_TEST_KERNELS" in os.environ:  # kernels of another build, as `make sanitize` makes
+    spec = importlib.util.spec_from_file_location("voxel._native", os.environ["HDCRF_TEST_KERNELS"])
+    sys.modules["voxel._native"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["voxel._native"])
 
 from voxel.backend import why_not
 
