@@ -38,7 +38,8 @@ sanitize: $(VENV)/.dev ## run the fast tests on kernels that watch memory and ar
 	rm -rf build/sanitize
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/sanitize -C cmake.define.HDCRF_SANITIZE=ON .
 	$(BIN)/python -m zipfile -e build/sanitize/*.whl build/sanitize
-	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 HDCRF_TEST_KERNELS=$$(ls build/sanitize/voxel/_native*.so) \
 	    $(BIN)/pytest -m "not slow"
 

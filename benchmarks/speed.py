@@ -1,11 +1,13 @@
-"""Time against pydensecrf: the whole call, building the filter and ten iterations, in one process.
+"""Time and memory, against pydensecrf where it has a counterpart, in one process.
 
-    python benchmarks/speed.py            every table, some minutes
-    python benchmarks/speed.py --quick    fewer repetitions, smaller images
+    python benchmarks/speed.py                 every table, half an hour
+    python benchmarks/speed.py --quick         fewer repetitions, smaller images
+    python benchmarks/speed.py --only build    one table: calls, build, points, iteration, training, memory,
+                                               growth, large or import
 
 Both see the same photo, the same probabilities and the same parameters (Gaussian sigma 3, weight 3;
 bilateral 80 and 13, weight 10; symmetric normalisation). pydensecrf leaves the self term in, so the
-comparison does too; a row of its own shows what taking it out costs. Runs alternate, figures are medians.
+comparison does too; a column of its own shows what taking it out costs. Runs alternate, figures are medians.
 Before any time is printed, the labels of both are compared.
 """
 
@@ -26,9 +28,9 @@ import torch
 import hdcrf
 
 try:
-    from benchmarks.inputs import machine_line, network_probabilities, photo
+    from benchmarks.inputs import machine_line, moving_crop, network_probabilities, photo, scanned_room
 except ModuleNotFoundError:  # run as a script
-    from inputs import machine_line, network_probabilities, photo
+    from inputs import machine_line, moving_crop, network_probabilities, photo, scanned_room
 
 LEAST_AGREEMENT = 0.99
 
@@ -74,6 +76,7 @@ def print_memory_of(call: str, height: int, width: int, labels: int) -> None:
     probabilities = network_probabilities("astronaut", height, width, labels)
     small = photo("astronaut", 32, 32)
     function = ours if call == "ours" else theirs
+    torch.set_num_threads(2)
     function(small, network_probabilities("astronaut", 32, 32, 2), 1)  # imports, and the threads' own memory
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # The peak so far was reached while the inputs were made: fill up to it, so that any growth shows.
@@ -87,43 +90,238 @@ def print_memory_of(call: str, height: int, width: int, labels: int) -> None:
     del filler
 
 
-def print_comparison(rounds: int, memory: bool) -> None:
-    print("\n375x500, 10 iterations, milliseconds\n")
-    print("| labels | threads | whole call, ours | pydensecrf | ratio | build, ours | build, pydensecrf | "
-          "ours without self term | labels agree |")  # fmt: skip
+def print_calls(rounds: int) -> None:
+    print("\nWhole call: the filter is built and mean field run, milliseconds\n")
+    print("| image | labels | iterations | threads | ours | pydensecrf | ratio | ours without self term | "
+          "labels agree |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
-    image = photo("astronaut", 375, 500)
-    for labels in (21, 5, 2):
-        probabilities = network_probabilities("astronaut", 375, 500, labels)
-        agreement = (ours(image, probabilities, 10) == theirs(image, probabilities, 10)).mean()
-        if agreement < LEAST_AGREEMENT:
-            raise SystemExit(f"labels agree on {agreement:.2%} only; no times for a wrong result")
+    cases = [(375, 500, labels, 10, rounds) for labels in (21, 5, 2)]
+    if rounds > 3:
+        cases.append((2048, 2048, 5, 5, 3))
+    for height, width, labels, iterations, times in cases:
+        image = photo("astronaut", height, width)
+        probabilities = network_probabilities("astronaut", height, width, labels)
+        own, other = (call(image, probabilities, iterations) for call in (ours, theirs))
+        agreement = check_agreement(own, other)
         for threads in (2, 1):
             torch.set_num_threads(threads)
             seconds = alternate(
                 {
-                    "ours": lambda p=probabilities: ours(image, p, 10),
-                    "theirs": lambda p=probabilities: theirs(image, p, 10),
-                    "our build": lambda p=probabilities: ours(image, p, 0),
-                    "their build": lambda p=probabilities: theirs(image, p, 0),
-                    "no self": lambda p=probabilities: ours(image, p, 10, exclude_self=True),
+                    "ours": lambda i=image, p=probabilities, n=iterations: ours(i, p, n),
+                    "theirs": lambda i=image, p=probabilities, n=iterations: theirs(i, p, n),
+                    "no self": lambda i=image, p=probabilities, n=iterations: ours(i, p, n, True),
                 },
-                rounds,
+                times,
             )
-            own, peer, build, peer_build, no_self = (1000 * value for value in seconds.values())
+            call, peer, no_self = (1000 * value for value in seconds.values())
             print(
-                f"| {labels} | {threads} | {own:.0f} | {peer:.0f} | {peer / own:.2f} | {build:.0f} | "
-                f"{peer_build:.0f} | {no_self:.0f} | {agreement:.2%} |",
+                f"| {height}x{width} | {labels} | {iterations} | {threads} | {call:.0f} | {peer:.0f} | "
+                f"{peer / call:.2f} | {no_self:.0f} | {agreement:.2%} |",
                 flush=True,
             )
-    if memory:
-        print("\nPeak memory of a call at 375x500, 10 iterations, MiB, inputs not counted\n")
-        print("| labels | marginals (N, K) | ours | pydensecrf |")
-        print("|---|---|---|---|")
-        for labels in (21, 2):
-            size = 375 * 500 * labels * 4 / 2**20
-            own, peer = (peak_memory(call, 375, 500, labels) for call in ("ours", "theirs"))
-            print(f"| {labels} | {size:.1f} | {own:.0f} | {peer:.0f} |", flush=True)
+
+
+def check_agreement(own: np.ndarray, other: np.ndarray) -> float:
+    agreement = float((own == other).mean())
+    if agreement < LEAST_AGREEMENT:
+        raise SystemExit(f"labels agree on {agreement:.2%} only; no times for a wrong result")
+    return agreement
+
+
+def our_kernel(features: torch.Tensor) -> hdcrf.PairwiseKernel:
+    return hdcrf.pairwise_kernel(hdcrf.build_filter(features), 10.0, "symmetric")
+
+
+def their_crf(features: np.ndarray, labels: int):  # type: ignore[no-untyped-def]
+    """Build pydensecrf's lattice and its normalisation over (N, d) features."""
+    import pydensecrf.densecrf as densecrf
+
+    crf = densecrf.DenseCRF(len(features), labels)
+    crf.addPairwiseEnergy(np.ascontiguousarray(features.T), compat=10)
+    return crf
+
+
+def clouds() -> dict[str, torch.Tensor]:
+    """Return the features of a photo, of a video with and without a depth, and of a scanned room."""
+    image = torch.from_numpy(photo("astronaut", 375, 500).astype(np.float32)).permute(2, 0, 1)[None]
+    return {
+        "photo, d = 5": hdcrf.bilateral_features(image, 80.0, 13.0),
+        "video, d = 6": moving_crop(24, 90, 160, depth=False),
+        "video with depth, d = 7": moving_crop(24, 90, 160, depth=True),
+        "room, d = 6": scanned_room(400_000),
+    }
+
+
+def print_build(rounds: int) -> None:
+    print("\nBuilding alone: lattice and normalisation, milliseconds\n")
+    print("| points | N | vertices | threads | ours | pydensecrf | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for name, features in clouds().items():
+        array = features.contiguous().numpy()
+        vertices = hdcrf.build_filter(features).num_vertices
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            seconds = alternate(
+                {"ours": lambda f=features: our_kernel(f), "theirs": lambda a=array: their_crf(a, 2)}, rounds
+            )
+            own, peer = (1000 * value for value in seconds.values())
+            print(
+                f"| {name} | {len(features):,} | {vertices:,} | {threads} | {own:.0f} | {peer:.0f} | "
+                f"{peer / own:.2f} |",
+                flush=True,
+            )
+
+
+def print_points(rounds: int) -> None:
+    print("\nThe scanned room, 13 labels, 5 iterations: building and mean field, milliseconds\n")
+    print("| threads | ours | pydensecrf | ratio | labels agree |")
+    print("|---|---|---|---|---|")
+    features = scanned_room(400_000)
+    array = features.contiguous().numpy()
+    logits = torch.randn((len(features), 13), generator=torch.Generator().manual_seed(0)).mul_(2)
+    unary = np.ascontiguousarray(-torch.log_softmax(logits, 1).numpy().T)
+    potts = hdcrf.Compatibility(13)
+
+    def own() -> np.ndarray:
+        with torch.inference_mode():
+            result = hdcrf.mean_field(
+                logits, [our_kernel(features)], potts, iterations=5, exclude_self=False, return_logits=False
+            )
+        return result.marginals.argmax(1).numpy()
+
+    def peer() -> np.ndarray:
+        crf = their_crf(array, 13)
+        crf.setUnaryEnergy(unary)
+        return np.array(crf.inference(5)).argmax(0)
+
+    agreement = check_agreement(own(), peer())
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        seconds = alternate({"ours": own, "theirs": peer}, min(rounds, 5))
+        call, other = (1000 * value for value in seconds.values())
+        print(f"| {threads} | {call:.0f} | {other:.0f} | {other / call:.2f} | {agreement:.2%} |", flush=True)
+
+
+def print_iteration() -> None:
+    print("\nOne iteration at 375x500, in copies of the (N, K) marginals\n")
+    print("| labels | threads | iteration, ms | copy, ms | copies |")
+    print("|---|---|---|---|---|")
+    image = torch.from_numpy(photo("astronaut", 375, 500).astype(np.float32)).permute(2, 0, 1)[None]
+    for labels in (21, 5, 2):
+        probabilities = torch.from_numpy(network_probabilities("astronaut", 375, 500, labels))
+        logits = hdcrf.logits_from_probabilities(probabilities, dim=2).permute(2, 0, 1)[None]
+        source = torch.rand(375 * 500, labels)
+        target = torch.empty_like(source)
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+
+            def run(iterations: int, logits=logits, labels=labels) -> None:
+                crf = hdcrf.DenseCRF(labels, iterations=iterations, exclude_self=False, learn=())
+                with torch.inference_mode():
+                    crf.infer(logits, image, return_logits=False)
+
+            seconds = alternate(
+                {
+                    "short": lambda: run(5),
+                    "long": lambda: run(25),
+                    "copy": lambda t=target, s=source: t.copy_(s),
+                },
+                9,
+            )
+            iteration, copy = (seconds["long"] - seconds["short"]) / 20 * 1000, seconds["copy"] * 1000
+            print(
+                f"| {labels} | {threads} | {iteration:.2f} | {copy:.2f} | {iteration / copy:.1f} |",
+                flush=True,
+            )
+
+
+def print_training(rounds: int) -> None:
+    print("\nTraining: forward and backward through 5 iterations at 240x320, 21 labels, milliseconds\n")
+    print("| learned | threads | kernels | PyTorch reference | ratio |")
+    print("|---|---|---|---|---|")
+    guide = torch.from_numpy(photo("astronaut", 240, 320).astype(np.float32)).permute(2, 0, 1)[None]
+    probabilities = torch.from_numpy(network_probabilities("astronaut", 240, 320, 21))
+    logits = hdcrf.logits_from_probabilities(probabilities, dim=2).permute(2, 0, 1)[None]
+    truth = probabilities.argmax(2)[None]
+    for learned in (("weights",), ("weights", "bandwidths")):
+
+        def run(backend: str, learned=learned) -> None:
+            crf = hdcrf.DenseCRF(21, iterations=5, output="logits", learn=learned, backend=backend)
+            inputs = logits.clone().requires_grad_()
+            torch.nn.functional.cross_entropy(crf(inputs, guide), truth).backward()
+
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            seconds = alternate(
+                {"kernels": lambda: run("auto"), "reference": lambda: run("reference")}, min(rounds, 5)
+            )
+            own, reference = (1000 * value for value in seconds.values())
+            print(
+                f"| {' and '.join(learned)} | {threads} | {own:.0f} | {reference:.0f} | "
+                f"{reference / own:.2f} |",
+                flush=True,
+            )
+
+
+def print_memory() -> None:
+    print("\nPeak memory of a call at 375x500, 10 iterations, MiB, inputs not counted\n")
+    print("| labels | marginals (N, K) | ours | of the marginals | pydensecrf |")
+    print("|---|---|---|---|---|")
+    for labels in (21, 2):
+        size = 375 * 500 * labels * 4 / 2**20
+        own, peer = (peak_memory(call, 375, 500, labels) for call in ("ours", "theirs"))
+        print(f"| {labels} | {size:.1f} | {own:.0f} | {own / size:.2f} | {peer:.0f} |", flush=True)
+    print("\nWhat a call holds at its peak, 21 labels, MiB\n")
+    print("| what | MiB |")
+    print("|---|---|")
+    for name, elements in composition(375, 500, 21).items():
+        print(f"| {name} | {elements * 4 / 2**20:.1f} |")
+
+
+def composition(height: int, width: int, labels: int) -> dict[str, int]:
+    """Return how many 4-byte numbers each part of a call takes."""
+    guide = torch.from_numpy(photo("astronaut", height, width).astype(np.float32)).permute(2, 0, 1)[None]
+    lattice = hdcrf.build_filter(hdcrf.bilateral_features(guide, 80.0, 13.0))
+    parts, points = lattice.structure, height * width
+    padded = -(-labels // 8) * 8 if labels > 2 else 1
+    sets = torch.get_num_threads() + 1
+    return {
+        "logits (N, K)": points * labels,
+        "marginals before and after an iteration, 2 (N, K)": 2 * points * (labels if labels > 2 else 1),
+        "interpolation weights and cells (N, d + 2)": parts.cells.weights.numel() + points,
+        "image and its features (N, 3 + d)": guide.numel() + lattice.features.numel(),
+        f"values of the vertices, {sets} (V, {padded})": sets * lattice.num_vertices * padded,
+        "corners, ranks and neighbours": parts.cell_vertices.numel() * 3 // 2 + parts.links.numel(),
+    }
+
+
+def print_large() -> None:
+    height, width, labels = 30_000, 2_000, 3
+    print(f"\nAn image of {height:,} x {width:,} with {labels} labels, 5 iterations\n")
+    tile = photo("astronaut", 1000, 1000)
+    image = np.tile(tile, (height // 1000, width // 1000, 1))
+    probabilities = np.tile(
+        network_probabilities("astronaut", 1000, 1000, labels), (height // 1000, width // 1000, 1)
+    )
+    torch.set_num_threads(2)
+    start = time.perf_counter()
+    result = ours(image, probabilities, 5)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    changed = (result != probabilities.argmax(2)).mean()
+    print(f"{seconds:.0f} s; peak memory of the process {peak:.1f} GiB; {changed:.2%} of the labels changed.")
+
+
+def print_import() -> None:
+    print("\nImport, seconds\n")
+    seconds = {"torch": [], "torch and hdcrf": []}
+    for _ in range(7):
+        for name, modules in (("torch", "torch"), ("torch and hdcrf", "torch, hdcrf")):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {modules}"], check=True)
+            seconds[name].append(time.perf_counter() - start)
+    torch_alone, both = (statistics.median(values) for values in seconds.values())
+    print(f"torch {torch_alone:.2f}, with hdcrf {both:.2f}: {both - torch_alone:.2f} more.")
 
 
 def print_growth(megapixels: list[float], rounds: int) -> None:
@@ -146,7 +344,7 @@ def print_growth(megapixels: list[float], rounds: int) -> None:
                 "ours": lambda i=image, p=probabilities: ours(i, p, 10),
                 "theirs": lambda i=image, p=probabilities: theirs(i, p, 10),
             },
-            rounds if size < 2 else 1,
+            rounds if size < 4 else 1,
         )
         points.append(height * width)
         own, peer = seconds["ours"], seconds["theirs"]
@@ -163,7 +361,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller images, no memory")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller images")
+    parser.add_argument("--only", metavar="TABLE", action="append", help="print this table; may be repeated")
     parser.add_argument("--memory-of", nargs=4, metavar=("CALL", "H", "W", "K"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -174,11 +373,27 @@ def main() -> None:
         import pydensecrf  # noqa: F401
     except ModuleNotFoundError:
         raise SystemExit('the peer is missing: pip install "hdcrf[bench]"') from None
+    rounds = 3 if arguments.quick else 9
+    sizes = [0.1, 0.5, 1] if arguments.quick else [0.1, 0.25, 0.5, 1, 2, 4, 8, 16]
+    tables: dict[str, Callable[[], None]] = {
+        "calls": lambda: print_calls(rounds),
+        "build": lambda: print_build(rounds),
+        "points": lambda: print_points(rounds),
+        "iteration": print_iteration,
+        "training": lambda: print_training(rounds),
+        "memory": print_memory,
+        "growth": lambda: print_growth(sizes, min(rounds, 5)),
+        "large": print_large,
+        "import": print_import,
+    }
+    if arguments.quick:
+        del tables["large"]
+    unknown = set(arguments.only or ()) - set(tables)
+    if unknown:
+        raise SystemExit(f"no table {', '.join(sorted(unknown))}; choose from {', '.join(tables)}")
     print(machine_line())
-    print_comparison(3 if arguments.quick else 9, not arguments.quick)
-    print_growth(
-        [0.1, 0.5, 1] if arguments.quick else [0.1, 0.25, 0.5, 1, 2, 4, 8], 2 if arguments.quick else 5
-    )
+    for name in arguments.only or tables:
+        tables[name]()
 
 
 if __name__ == "__main__":
