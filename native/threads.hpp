@@ -1,8 +1,8 @@
-// Threads for one call: started when it begins, joined when it ends.
+// Threads for one call.
 //
-// A start costs some tens of microseconds, little beside what a kernel does with it, and what it buys is that nothing
-// outlives a call: several Python threads may call at once, a forked process finds no dead pool, and no thread spins
-// while PyTorch's own work.
+// They are those of PyTorch's own OpenMP pool where that can be found in the process: its threads wait for work in a
+// loop for some milliseconds after each operation, and others would have to share the processors with them. After a
+// fork, in which a pool does not survive, and where there is none, threads are started for the call and joined.
 
 #pragma once
 
@@ -18,6 +18,10 @@
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
+#endif
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <pthread.h>
 #endif
 
 namespace hdcrf {
@@ -95,31 +99,68 @@ private:
     std::condition_variable changed_;
 };
 
+// What GCC's and Clang's OpenMP libraries both offer to start a parallel region, if PyTorch has loaded one.
+struct OpenMP {
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+    int (*thread)() = nullptr;
+    int (*threads)() = nullptr;
+    std::atomic<bool> forked{false};
+
+    static OpenMP& pool() {
+        static OpenMP found;
+        return found;
+    }
+    bool usable() const { return parallel && thread && threads && !forked.load(std::memory_order_relaxed); }
+
+private:
+    OpenMP() {
+#if defined(__linux__)
+        parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+        thread = reinterpret_cast<decltype(thread)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
+        threads = reinterpret_cast<decltype(threads)>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
+        pthread_atfork(nullptr, nullptr, [] { pool().forked.store(true, std::memory_order_relaxed); });
+#endif
+    }
+};
+
 // Run work(team, thread) on that many threads, or on as many as the system gives.
 //
 // Work must not throw: what needs memory gets it before.
 template <typename Work>
 void parallel(int threads, const Work& work) {
     Team team;
-    std::vector<std::thread> others;
-    if (threads > 1) {
-        others.reserve(size_t(threads - 1));
-        const auto begin = [&team, &work](int thread) {
-            team.wait_for_next(0);  // until it is known how many there are
-            const SubnormalsAreZero mode;
-            work(team, thread);
-        };
-        try {
-            for (int thread = 1; thread < threads; thread++) others.emplace_back(begin, thread);
-        } catch (const std::system_error&) {
-        }
-        team.threads = int(others.size()) + 1;
-        team.next();
-    }
-    {
+    const auto run = [&team, &work](int thread) {
         const SubnormalsAreZero mode;
-        work(team, 0);
+        work(team, thread);
+    };
+    if (threads <= 1) return run(0);
+    const auto follow = [&team, &run](int thread) {
+        team.wait_for_next(0);  // until it is known how many there are
+        run(thread);
+    };
+    const auto lead = [&team, &run](int count) {
+        team.threads = count;
+        team.next();
+        run(0);
+    };
+    OpenMP& pool = OpenMP::pool();
+    if (pool.usable()) {
+        const auto join = [&pool, &follow, &lead] {
+            const int thread = pool.thread();
+            thread ? follow(thread) : lead(pool.threads());
+        };
+        using Join = decltype(join);
+        pool.parallel([](void* call) { (*static_cast<Join*>(call))(); }, const_cast<void*>(static_cast<const void*>(&join)),
+                      unsigned(threads), 0);
+        return;
     }
+    std::vector<std::thread> others;
+    others.reserve(size_t(threads - 1));
+    try {
+        for (int thread = 1; thread < threads; thread++) others.emplace_back(follow, thread);
+    } catch (const std::system_error&) {
+    }
+    lead(int(others.size()) + 1);
     for (auto& other : others) other.join();
 }
 
