@@ -19,9 +19,11 @@ from voxel import CoordinateRangeError, FilterOperator
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import (
+    MOST_RINGS,
     check_choice,
     check_count,
     check_finite,
+    check_flag,
     check_floating,
     check_number,
     check_positive,
@@ -57,7 +59,7 @@ class DenseCRF(nn.Module):
         exclude_self: Whether a pixel's message leaves out its own part. The reference code leaves it in.
         method: How the appearance kernel is computed: "permutohedral", "voxel", or "exact" (O(N²)).
         order: Accuracy of the fast methods, 1 to 16: rounds of blur.
-        halo: Accuracy, 0 or more: rings of vertices stored around the occupied ones; 0 for "voxel" with more
+        halo: Accuracy, 0 to 16: rings of vertices stored around the occupied ones; 0 for "voxel" with more
             than 4 channels, which crosses gaps by itself.
         learn: Which parameters are trained: any of "weights", "bandwidths" and "compatibility". Bandwidths
             are kept positive; learning them (or a guide that requires gradients) costs an inner product
@@ -105,11 +107,15 @@ class DenseCRF(nn.Module):
         self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
         self.method = check_choice("method", method, METHODS)
         self.order = check_count("order", order, 1, MOST_ROUNDS)
-        self.halo = check_count("halo", halo, 0)
+        self.halo = check_count("halo", halo, 0, MOST_RINGS)
         self.output = check_choice("output", output, ("marginals", "logits"))
         self.backend = check_choice("backend", backend, BACKENDS)
-        self.exclude_self = bool(exclude_self)
+        self.exclude_self = check_flag("exclude_self", exclude_self)
         self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+        if not isinstance(learn, Iterable):
+            raise TypeError(
+                f"`learn` must be names among {', '.join(_LEARNABLE)}, got {type(learn).__name__}"
+            )
         learned = [learn] if isinstance(learn, str) else list(learn)
         for name in learned:
             check_choice("learn", name, _LEARNABLE)

@@ -9,7 +9,7 @@ from lattice import PermutohedralLattice
 from voxel import FilterOperator, VoxelGrid
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
-from voxel.checks import MOST_RINGS, check_choice, check_count, check_finite, check_floating
+from voxel.checks import MOST_RINGS, check_choice, check_count
 
 __all__ = ["METHODS", "build_filter", "gaussian_filter"]
 
@@ -96,6 +96,5 @@ def gaussian_filter(
 
     Differentiable in values, features and query.
     """
-    check_finite("values", check_floating("values", values))
     operator = build_filter(features, method=method, batch=batch, order=order, halo=halo, backend=backend)
     return operator.filter(values, normalization=normalization, query=query, query_batch=query_batch)

@@ -10,7 +10,7 @@ from lattice.self_term import corner_kernel, follows_all_sets
 from lattice.simplex import barycentric_weights, corner_coordinates, enclosing_simplex
 from voxel.backend import kernels
 from voxel.blur import MOST_ROUNDS
-from voxel.checks import check_count
+from voxel.checks import MOST_RINGS, check_count
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
 from voxel.filter_operator import check_features
@@ -30,7 +30,7 @@ class PermutohedralLattice(SplatBlurSlice):
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
         order: n, 1 to 16, the rounds of the blur ¼ ½ ¼ along each axis. Larger is closer to a Gaussian, on a
             finer lattice. 1 is the filter of Adams et al.
-        halo: h ≥ 0, the rings of neighbours that are stored around the occupied vertices, so that the
+        halo: h, 0 to 16, the rings of neighbours that are stored around the occupied vertices, so that the
             blur crosses gaps between them. (order, halo) = (1, 0) is the classic filter; (2, 2) and (3, 3)
             approach the exact Gaussian at many times its cost.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
@@ -64,7 +64,7 @@ class PermutohedralLattice(SplatBlurSlice):
         backend: str = "auto",
     ) -> None:
         check_count("order", order, 1, MOST_ROUNDS)
-        check_count("halo", halo, 0)
+        check_count("halo", halo, 0, MOST_RINGS)
         dimension = check_features(features).shape[1]
         size = dimension + 1
         # Step a is (d+1) e_a - 1; the last coordinate is implied and not stored.

@@ -1,6 +1,6 @@
 // The separable Gaussian over pixel positions: the kernel of hdcrf.pairwise.SmoothnessKernel.
 //
-// Both passes are one routine, a weighted sum of rows, four sums at a time: first over rows of the image, then over
+// Both passes are one routine, a weighted sum of rows, some sums at a time: first over rows of the image, then over
 // pixels of the row that came out. Weights differ from row to row, since they carry the normalisation.
 
 #pragma once
@@ -12,55 +12,58 @@
 
 namespace hdcrf {
 
-constexpr int rows_at_once = 4;
+constexpr int rows_at_once = 6;    // each row that is read counts for as many as possible
+constexpr int pixels_at_once = 4;  // whose labels are often three vectors
 
-// `wide` vectors of each of the four sums. Twelve sums in all keep the arithmetic units busy, and leave registers for
-// what is added: three vectors and a weight.
+// `wide` vectors of each of `sums` sums. Twelve vectors in all keep the arithmetic units busy, and leave registers for
+// what is added and a weight.
 //
-// In a `band`, what is summed is the same taps for each of the four, a row further down each time: the first three rows
-// and the last three do not count for all.
-template <int wide, typename T>
+// In a `band`, what is summed is the same taps for each sum, a row further down each time: the first rows and the last
+// do not count for all. It has more taps than sums, less two.
+template <int sums, int wide, typename T>
 inline void weighted_sums_of(
     const T* in, int64_t in_stride, const T* weights, int64_t rows, bool band, T* out, int64_t out_stride
 ) {
-    Vector<T> total[rows_at_once][wide] = {};
+    Vector<T> total[sums][wide] = {};
     const auto add = [&](int from, int to) __attribute__((always_inline)) {
         Vector<T> value[wide];
         for (int i = 0; i < wide; i++) value[i] = load(in + i * lanes<T>);
         for (int r = from; r < to; r++)
             for (int i = 0; i < wide; i++) total[r][i] += weights[r] * value[i];
         in += in_stride;
-        weights += rows_at_once;
+        weights += sums;
     };
     if (band) {
-        add(0, 1);
-        add(0, 2);
-        add(0, 3);
-        for (int64_t t = 3; t < rows - 3; t++) add(0, 4);
-        add(1, 4);
-        add(2, 4);
-        add(3, 4);
+#pragma GCC unroll 8
+        for (int t = 1; t < sums; t++) add(0, t);
+        for (int64_t t = sums - 1; t < rows - sums + 1; t++) add(0, sums);
+#pragma GCC unroll 8
+        for (int t = 1; t < sums; t++) add(t, sums);
     } else {
-        for (int64_t t = 0; t < rows; t++) add(0, 4);
+        for (int64_t t = 0; t < rows; t++) add(0, sums);
     }
-    for (int r = 0; r < rows_at_once; r++)
+    for (int r = 0; r < sums; r++)
         for (int i = 0; i < wide; i++) store(out + r * out_stride + i * lanes<T>, total[r][i]);
 }
 
-// out[r · out_stride + c] = Σ_t weights[t · 4 + r] in[t · in_stride + c], for 4 r, `rows` t and `length` c.
+// out[r · out_stride + c] = Σ_t weights[t · sums + r] in[t · in_stride + c], for r, `rows` t and `length` c.
 //
 // May read and write up to a vector beyond `length`.
-template <typename T>
+template <int sums, typename T>
 inline void weighted_sums(
     const T* in, int64_t in_stride, const T* weights, int64_t rows, bool band, T* out, int64_t out_stride,
     int64_t length
 ) {
     int64_t c = 0;
-    for (; c + 2 * lanes<T> < length; c += 3 * lanes<T>)
-        weighted_sums_of<3>(in + c, in_stride, weights, rows, band, out + c, out_stride);
-    for (; c + lanes<T> < length; c += 2 * lanes<T>)
-        weighted_sums_of<2>(in + c, in_stride, weights, rows, band, out + c, out_stride);
-    for (; c < length; c += lanes<T>) weighted_sums_of<1>(in + c, in_stride, weights, rows, band, out + c, out_stride);
+    const auto add = [&](auto wide) {
+        weighted_sums_of<sums, wide>(in + c, in_stride, weights, rows, band, out + c, out_stride);
+        c += wide * lanes<T>;
+    };
+    constexpr int widest = 12 / sums;
+    while (c + (widest - 1) * lanes<T> < length) add(std::integral_constant<int, widest>());
+    if constexpr (widest > 2)
+        if (c + lanes<T> < length) add(std::integral_constant<int, 2>());
+    if (c < length) add(std::integral_constant<int, 1>());
 }
 
 // y = L (G_rows ⊗ G_columns) R x for images (H, W, K), where L and R are products of a factor for the row and one for
@@ -88,17 +91,17 @@ public:
         }
         stride = (channels + lanes<T> - 1) / lanes<T> * lanes<T>;
         // The pixels of a row, four at a time, share a table of weights where the factors do not vary.
-        const int64_t blocks = (width + rows_at_once - 1) / rows_at_once;
-        const size_t size = size_t((2 * radius + rows_at_once) * rows_at_once);
+        const int64_t blocks = (width + pixels_at_once - 1) / pixels_at_once;
+        const size_t size = size_t((2 * radius + pixels_at_once) * pixels_at_once);
         table_of_block_.resize(size_t(blocks));
         std::vector<T> table(size);
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * rows_at_once;
-            for (int64_t t = 0; t < 2 * radius + rows_at_once; t++)
-                for (int r = 0; r < rows_at_once; r++) {
+            const int64_t first = block * pixels_at_once;
+            for (int64_t t = 0; t < 2 * radius + pixels_at_once; t++)
+                for (int r = 0; r < pixels_at_once; r++) {
                     const int64_t to = first + r, from = first - radius + t, tap = t - r;
                     const bool inside = to < width && from >= 0 && from < width && tap >= 0 && tap <= 2 * radius;
-                    table[size_t(t * rows_at_once + r)] =
+                    table[size_t(t * pixels_at_once + r)] =
                         inside ? taps[tap] * columns_left[to] * columns_right[from] : T(0);
                 }
             if (tables_.size() < size || !std::equal(table.begin(), table.end(), tables_.end() - int64_t(size)))
@@ -108,12 +111,12 @@ public:
     }
 
     struct Workspace {
-        Buffer<T> vertical;    // 4 rows with zeros on both sides
-        Buffer<T> horizontal;  // 4 rows
+        Buffer<T> vertical;    // some rows with zeros on both sides
+        Buffer<T> horizontal;  // as many rows
         std::vector<T> weights;
     };
 
-    int64_t row() const { return (width + rows_at_once) * stride + lanes<T>; }  // between rows of what comes out
+    int64_t row() const { return (width + pixels_at_once) * stride + lanes<T>; }  // between rows of what comes out
 
     Workspace workspace() const {
         Workspace space;
@@ -125,7 +128,7 @@ public:
         return space;
     }
 
-    // Smooth the rows first … first + 3 of an image into space.horizontal.
+    // Smooth rows_at_once rows of an image, from `first` on, into space.horizontal.
     void smooth_rows(const T* image, int64_t first, Workspace& space) const {
         const int64_t low = std::max<int64_t>(0, first - radius_);
         const int64_t high = std::min(height, first + rows_at_once + radius_);
@@ -140,8 +143,10 @@ public:
         T* vertical = space.vertical.data() + radius_ * channels;
         // Whole vectors only: neither the image nor the pads have room for more.
         const int64_t whole = length - length % lanes<T>;
-        const bool band = high - low == 2 * radius_ + rows_at_once && radius_ > 0;
-        weighted_sums(image + low * length, length, space.weights.data(), high - low, band, vertical, padded, whole);
+        const bool band = high - low == 2 * radius_ + rows_at_once && 2 * radius_ + 2 >= rows_at_once;
+        weighted_sums<rows_at_once>(
+            image + low * length, length, space.weights.data(), high - low, band, vertical, padded, whole
+        );
         for (int64_t c = whole; c < length; c++)
             for (int r = 0; r < rows_at_once; r++) {
                 T total = 0;
@@ -155,13 +160,13 @@ public:
     }
 
 private:
-    int64_t padded_row() const { return (width + 2 * radius_ + rows_at_once) * channels + 2 * lanes<T>; }
+    int64_t padded_row() const { return (width + 2 * radius_ + pixels_at_once) * channels + 2 * lanes<T>; }
 
     void blocked_row(const T* from, T* to) const {
         for (size_t block = 0; block < table_of_block_.size(); block++) {
-            const int64_t x = int64_t(block) * rows_at_once;
-            weighted_sums(
-                from + x * channels, channels, tables_.data() + table_of_block_[block], 2 * radius_ + rows_at_once,
+            const int64_t x = int64_t(block) * pixels_at_once;
+            weighted_sums<pixels_at_once>(
+                from + x * channels, channels, tables_.data() + table_of_block_[block], 2 * radius_ + pixels_at_once,
                 radius_ > 0, to + x * stride, stride, channels
             );
         }

@@ -66,15 +66,18 @@ class TestKernels:
             reach = (position[:, None, 1] - position[None, :, 1]).abs()
             assert bool((matrix[reach <= 3 * sigma] > 0).all())
 
-    def test_smoothness_by_strips_and_images(self):
+    def test_smoothness_by_strips_and_images(self, backend):
         values = torch.rand(2 * 6 * 5, 3, dtype=torch.float64)
-        kernel = SmoothnessKernel((2, 6, 5), torch.tensor(0.7, dtype=torch.float64), 1.0, "symmetric")
+        sigma = torch.tensor(0.7, dtype=torch.float64)
+        kernel = SmoothnessKernel((2, 6, 5), sigma, 1.0, "symmetric", backend=backend)
         whole = kernel.apply(values)
         for start, stop in ((0, 5), (5, 20), (20, 30), (30, 60), (45, 50)):
             with torch.no_grad():
-                torch.testing.assert_close(kernel.receive(values, slice(start, stop)), whole[start:stop])
-        with pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
-            kernel.receive(values, slice(0, 5))
+                part = kernel.receive(kernel.gather(values), slice(start, stop))
+            torch.testing.assert_close(part, whole[start:stop])
+        if backend == "reference":
+            with pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+                kernel.receive(values, slice(0, 5))
         one = SmoothnessKernel((1, 6, 5), torch.tensor(0.7, dtype=torch.float64), 1.0, "symmetric")
         torch.testing.assert_close(one.apply(values[30:]), whole[30:])
 

@@ -318,12 +318,16 @@ def test_argmax_takes_the_first(labels, dtype):
     np.testing.assert_array_equal(result.numpy(), values.numpy().argmax(1))
 
 
-def test_smoothing_of_many_channels_and_its_adjoint():
-    for channels in (1, 3, 8, 13, 40):
-        values, other = torch.randn(2, 2 * 9 * 11, channels, dtype=torch.float64)
-        sigma = torch.tensor(1.3, dtype=torch.float64)
+@pytest.mark.parametrize("sigma", [0.2, 0.6, 0.9, 1.3, 2.5, 30.0])  # windows of 3 pixels to all
+@pytest.mark.parametrize("channels", [1, 3, 8, 13, 24, 40])
+def test_smoothing_and_its_adjoint(channels, sigma):
+    for height, width in ((19, 11), (3, 1), (1, 40)):
+        values, other = torch.randn(2, 2 * height * width, channels, dtype=torch.float64)
+        deviation, shape = torch.tensor(sigma, dtype=torch.float64), (2, height, width)
         reference, native = both(
-            lambda backend, sigma=sigma: SmoothnessKernel((2, 9, 11), sigma, 1.0, "before", backend=backend)
+            lambda backend, shape=shape, deviation=deviation: SmoothnessKernel(
+                shape, deviation, 1.0, "before", backend=backend
+            )
         )
         torch.testing.assert_close(native.apply(values), reference.apply(values))
         inputs = values.clone().requires_grad_()

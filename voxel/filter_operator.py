@@ -102,6 +102,7 @@ class FilterOperator(ABC):
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_matrix("values", values, "(N, C)", rows=self.num_points)
         check_same_kind("values", values, "features", self.features)
+        check_finite("values", values)
         target = None if query is None else self._checked_target(query, query_batch)
         if query is None:
             self._refuse_batch_alone(query_batch)

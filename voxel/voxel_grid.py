@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from voxel.blur import MOST_ROUNDS
-from voxel.checks import check_choice, check_count
+from voxel.checks import MOST_RINGS, check_choice, check_count
 from voxel.convolution import gaussian_matrix
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
@@ -42,7 +42,7 @@ class VoxelGrid(SplatBlurSlice):
         features: (N, d) float32 or float64, already divided by their standard deviations; any d ≥ 1.
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
         order: n, 1 to 16, the accuracy: rounds of blur, or half the voxels per standard deviation.
-        halo: h ≥ 0, the rings of neighbours stored around the occupied vertices (linear only).
+        halo: h, 0 to 16, the rings of neighbours stored around the occupied vertices (linear only).
         interpolation: "linear", "nearest", or None: linear for d ≤ 6, nearest above.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
@@ -75,7 +75,7 @@ class VoxelGrid(SplatBlurSlice):
         backend: str = "auto",
     ) -> None:
         check_count("order", order, 1, MOST_ROUNDS)
-        check_count("halo", halo, 0)
+        check_count("halo", halo, 0, MOST_RINGS)
         dimension = check_features(features).shape[1]
         if interpolation is None:
             interpolation = "linear" if dimension <= _LARGEST_LINEAR_DIMENSION else "nearest"
