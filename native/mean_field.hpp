@@ -17,6 +17,15 @@ namespace hdcrf {
 
 enum class Costs { potts, diagonal, full };
 
+// Call function(p) for each corner; those of colour images in a loop of known length.
+template <typename Function>
+inline void each_corner(int corners, const Function& function) {
+    if (corners == 6)
+        for (int p = 0; p < 6; p++) function(p);
+    else
+        for (int p = 0; p < corners; p++) function(p);
+}
+
 template <typename T>
 struct MeanField {
     int64_t points, labels;
@@ -213,11 +222,11 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
                 const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
                 const T* w = weights + i * corners;
                 const T factor = left ? left[i] : T(1);
-                for (int p = 0; p < corners; p++) {
+                each_corner(corners, [&](int p) {
                     const T* from = vertex_values + vertex[p] * width;
                     const T weight = factor * w[p];
                     for (int v = 0; v < nv; v++) u[v] += weight * load(from + v * L);
-                }
+                });
             }
             if (smoothed) {
                 const T* from = smoothed + x * smoothing->stride;
@@ -283,10 +292,10 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
             for (int v = 0; v < nv; v++) u[v] *= right[i];
         const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
         const T* w = weights + i * corners;
-        for (int p = 0; p < corners; p++) {
+        each_corner(corners, [&](int p) {
             T* to = splat_to + vertex[p] * width;
             for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
-        }
+        });
     }
 }
 
@@ -305,7 +314,7 @@ void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
                 const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
                 const T* w = weights + i * corners;
                 T total = 0;
-                for (int p = 0; p < corners; p++) total += w[p] * vertex_values[vertex[p]];
+                each_corner(corners, [&](int p) { total += w[p] * vertex_values[vertex[p]]; });
                 difference[x] += left ? left[i] * total : total;
             }
         if (smoothed)
@@ -319,26 +328,22 @@ void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
             updated[2 * i] = logits[2 * i];
             updated[2 * i + 1] = logits[2 * i] + difference[x];
         }
-    for (int64_t x = 0; x < count; x++) excess[0] += difference[x] * T(0);
-    if (!more) {
-        for (int64_t x = 0; x < count; x++) {
-            const T e = exponential(broadcast(-std::abs(difference[x])))[0], more = T(1) / (T(1) + e), less = e * more;
-            next[2 * (first + x)] = difference[x] > 0 ? less : more;
-            next[2 * (first + x) + 1] = difference[x] > 0 ? more : less;
-        }
-        return;
-    }
     // v = Q(1) - Q(0) = tanh(½ difference) = (1 - e) / (1 + e) with e = exp(-|difference|), and the sign.
     for (int64_t x = 0; x < count; x += lanes<T>) {
         const int some = int(std::min<int64_t>(lanes<T>, count - x));
-        const Vector<T> d = some == lanes<T> ? load(difference + x) : load_some(difference + x, some);
-        const Vector<T> e = exponential(d > 0 ? -d : d);
-        const Vector<T> size = (T(1) - e) / (T(1) + e);
-        const Vector<T> v = d > 0 ? size : -size;
-        if (some == lanes<T>)
-            store(next + first + x, v);
-        else
+        const Vector<T> d = load_some(difference + x, some);
+        excess += d * T(0);
+        const Vector<T> e = exponential(d > 0 ? -d : d), inverse = T(1) / (T(1) + e);
+        if (more) {
+            const Vector<T> size = (T(1) - e) * inverse, v = d > 0 ? size : -size;
             store_some(next + first + x, v, some);
+            continue;
+        }
+        const Vector<T> less = e * inverse, zero = d > 0 ? less : inverse, one = d > 0 ? inverse : less;
+        for (int k = 0; k < some; k++) {
+            next[2 * (first + x + k)] = zero[k];
+            next[2 * (first + x + k) + 1] = one[k];
+        }
     }
     if (splat_to)
         for (int64_t x = 0; x < count; x++) {
@@ -346,7 +351,7 @@ void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
             const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
             const T* w = weights + i * corners;
             const T value = right ? right[i] * next[i] : next[i];
-            for (int p = 0; p < corners; p++) splat_to[vertex[p]] += w[p] * value;
+            each_corner(corners, [&](int p) { splat_to[vertex[p]] += w[p] * value; });
         }
 }
 

@@ -50,6 +50,7 @@ inline Vector<T> broadcast(T value) {
 // The first `count` entries, and zeros.
 template <typename T>
 inline Vector<T> load_some(const T* from, int count) {
+    if (count == lanes<T>) return load(from);
     Vector<T> value{};
     std::memcpy(&value, from, sizeof(T) * size_t(count));
     return value;
@@ -67,6 +68,7 @@ inline Vector<T> load_first(const T* from, int count, int64_t room) {
 
 template <typename T>
 inline void store_some(T* to, Vector<T> value, int count) {
+    if (count == lanes<T>) return store(to, value);
     std::memcpy(to, &value, sizeof(T) * size_t(count));
 }
 
