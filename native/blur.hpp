@@ -13,6 +13,14 @@ namespace hdcrf {
 template <typename T>
 void blur_round(const T* in, T* out, const int32_t* links, Range range, int64_t stride, T scale) {
     const T half = T(0.5) * scale, quarter = T(0.25) * scale;
+    if (stride == 1) {
+        for (int64_t v = range.begin; v < range.end; v++) {
+            const int32_t behind = links[2 * v], ahead = links[2 * v + 1];
+            const T weight_a = behind < 0 ? T(0) : quarter, weight_b = ahead < 0 ? T(0) : quarter;
+            out[v] = half * in[v] + (weight_a * in[std::max(behind, 0)] + weight_b * in[std::max(ahead, 0)]);
+        }
+        return;
+    }
     for (int64_t v = range.begin; v < range.end; v++) {
         const int32_t behind = links[2 * v], ahead = links[2 * v + 1];
         const T* here = in + v * stride;
