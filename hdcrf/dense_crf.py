@@ -311,9 +311,10 @@ class DenseCRF(nn.Module):
             guide, self.appearance_sigma_xy.to(guide), self.appearance_sigma_rgb.to(guide)
         )
         try:
-            infinite = torch.nonzero(~torch.isfinite(features.detach()))
-            if len(infinite):
-                raise CoordinateRangeError("", *infinite[0].tolist())
+            if not bool(torch.isfinite(features.detach().sum())):
+                infinite = torch.nonzero(~torch.isfinite(features.detach()))
+                if len(infinite):
+                    raise CoordinateRangeError("", *infinite[0].tolist())
             return build_filter(
                 features,
                 method=self.method,

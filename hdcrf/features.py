@@ -41,17 +41,16 @@ def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float
     batch, channels, height, width = guide.shape
     y = torch.arange(height, dtype=guide.dtype, device=guide.device) / sigma_xy
     x = torch.arange(width, dtype=guide.dtype, device=guide.device) / sigma_xy
-    position = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    colour = guide / sigma_rgb
     # One contiguous row a feature: the lattices compute along them.
-    lifted = torch.empty(
-        (POSITION_AXES + channels, batch, height, width), dtype=guide.dtype, device=guide.device
-    )
-    if not (position.requires_grad or colour.requires_grad):
-        lifted[:POSITION_AXES] = position[:, None]
-        lifted[POSITION_AXES:] = colour.transpose(0, 1)
+    if torch.is_grad_enabled() and any(
+        isinstance(part, Tensor) and part.requires_grad for part in (guide, sigma_xy, sigma_rgb)
+    ):
+        place = (1, batch, height, width)
+        lifted = torch.cat([x.expand(place), y[:, None].expand(place), (guide / sigma_rgb).transpose(0, 1)])
     else:
-        lifted = torch.cat([position[:, None].expand(-1, batch, -1, -1), colour.transpose(0, 1)])
+        lifted = guide.new_empty((POSITION_AXES + channels, batch, height, width))
+        lifted[0], lifted[1] = x, y[:, None]
+        torch.div(guide.transpose(0, 1), sigma_rgb, out=lifted[POSITION_AXES:])
     return lifted.flatten(1).T
 
 
