@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hdcrf.compatibility import Compatibility
 from hdcrf.pairwise import LatticeKernel, PairwiseKernel, SmoothnessKernel
-from voxel.backend import kernels
+from hdcrf.smoothing import plain_factors
+from voxel.backend import kernels, plain
 
 __all__ = ["FusedMeanField", "fused_mean_field"]
 
@@ -63,7 +64,7 @@ class FusedMeanField:
         compatibility: Compatibility,
         own: Tensor | None,
     ) -> None:
-        self._logits = _plain(logits)
+        self._logits = plain(logits)
         self._field = native_mean_field(
             self._logits,
             None if lattice is None else _lattice_arrays(lattice),
@@ -131,13 +132,13 @@ def native_mean_field(
         logits: (P, K), contiguous.
         lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or
             None, order, and scale.
-        smoothing: taps, the factors of L and R for rows, then those for columns, and the weight.
+        smoothing: taps, the factors of L for rows and for columns, those of R, and the weight.
         own: (P,) diagonal to be left out, or None.
         compatibility: (K,) or (K, K), or None for Potts.
     """
     kind = kernels().MeanField32 if logits.dtype == torch.float32 else kernels().MeanField64
-    plain = [
-        None if part is None else tuple(_plain(item) if isinstance(item, Tensor) else item for item in part)
+    arrays = [
+        None if part is None else tuple(plain(item) if isinstance(item, Tensor) else item for item in part)
         for part in (lattice, smoothing)
     ]
     reward = None
@@ -145,11 +146,7 @@ def native_mean_field(
         # What each label gains from a message: (K,), or (K, K) with a row for each of the message's labels.
         values = compatibility.detach().to(logits.dtype)
         reward = values.contiguous() if values.dim() == 1 else (-values.T).contiguous()
-    return kind(_plain(logits), *plain, None if own is None else _plain(own), reward, torch.get_num_threads())
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
+    return kind(plain(logits), *arrays, None if own is None else plain(own), reward, torch.get_num_threads())
 
 
 def _lattice_arrays(kernel: LatticeKernel) -> tuple[Any, ...]:
@@ -167,10 +164,5 @@ def _lattice_arrays(kernel: LatticeKernel) -> tuple[Any, ...]:
 
 
 def _smoothness_arrays(kernel: SmoothnessKernel) -> tuple[Any, ...]:
-    ones = (kernel.taps.new_ones(length) for length in kernel.shape[1:])
-    factors = [
-        one if factor is None else factor
-        for i, one in enumerate(ones)
-        for factor in (kernel.left[i], kernel.right[i])
-    ]
+    factors = plain_factors(kernel.taps, kernel.shape, *kernel.left, *kernel.right)
     return (kernel.taps, *factors, float(kernel.weight))

@@ -24,9 +24,10 @@ from torch import Tensor
 from hdcrf.compatibility import Compatibility
 from hdcrf.fused import native_mean_field, single_kernels
 from hdcrf.pairwise import PairwiseKernel
-from hdcrf.smoothing import smooth_into
+from hdcrf.smoothing import plain_factors, smooth_into
 from voxel.backend import kernels
 from voxel.fused_filter import filter_into
+from voxel.precision import full_precision
 
 __all__ = ["trained_mean_field"]
 
@@ -119,9 +120,7 @@ def mean_field_operation(
             float(appearance_weight) * constant,
         )
     if smoothness_weight is not None and taps is not None:
-        ones = [taps.new_ones(length) for length in (shape[1], shape[1], shape[2], shape[2])]
-        given = (rows_left, rows_right, columns_left, columns_right)
-        factors = [one if factor is None else factor for factor, one in zip(given, ones, strict=True)]
+        factors = plain_factors(taps, shape, rows_left, columns_left, rows_right, columns_right)
         smoothing = (taps, *factors, float(smoothness_weight))
     field = native_mean_field(logits, lattice, smoothing, own, compatibility)
     history = logits.new_empty((iterations, len(logits), field.channels))
@@ -170,7 +169,19 @@ def mean_field_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """Return the gradients with respect to the first five arguments, empty where none is needed."""
-    parts: Any = saved
+    return _gradients(of_marginals, of_logits, saved, order, constant, shape, needed)
+
+
+@full_precision
+def _gradients(
+    of_marginals: Tensor | None,
+    of_logits: Tensor | None,
+    parts: Any,
+    order: int,
+    constant: float,
+    shape: list[int],
+    needed: list[bool],
+) -> list[Tensor]:
     logits, appearance_weight, smoothness_weight, compatibility, own = parts[:5]
     weights, cell, cell_vertices, links, left, right = parts[5:11]
     taps, rows_left, columns_left, rows_right, columns_right, marginals, history = parts[11:]
@@ -202,7 +213,7 @@ def mean_field_backward(
     of_own = torch.zeros_like(own) if needed[4] else None
     of_weights = [0.0, 0.0]
     # With one channel, of the difference x of two logits: L = (l_0, l_0 + x).
-    now = gradient[:, 1:].contiguous() if pairs else gradient
+    now = gradient[:, 1:].clone(memory_format=torch.contiguous_format) if pairs else gradient
     total = now.clone()  # of g_t over all iterations
     spare, of_appearance, of_smoothness = (torch.empty_like(now) for _ in range(3))
     for done in reversed(range(len(history))):

@@ -100,6 +100,8 @@ def mean_field(
             f"`logits` must have K = {compatibility.num_labels} columns, as `compatibility` has labels, "
             f"got {logits.shape[1]}"
         )
+    for kernel in kernels:
+        kernel.check("logits", logits)
     own: Tensor | None = None
     if exclude_self and kernels:
         own = torch.stack([kernel.diagonal() for kernel in kernels]).sum(0)[:, None]

@@ -20,7 +20,7 @@ from torch.nn import functional
 from hdcrf.smoothing import smooth
 from voxel import FilterOperator, SparseMatrix, SplatBlurSlice
 from voxel.backend import uses_native
-from voxel.checks import check_choice
+from voxel.checks import check_choice, check_matrix, check_same_kind
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = ["FilterKernel", "LatticeKernel", "PairwiseKernel", "SmoothnessKernel", "pairwise_kernel"]
@@ -35,6 +35,21 @@ class PairwiseKernel(ABC):
 
     grid: tuple[int, int] | None = None
     weight: float | Tensor
+
+    @property
+    @abstractmethod
+    def num_points(self) -> int:
+        """P."""
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the kernel's dtype, on its device."""
+
+    def check(self, name: str, values: Tensor) -> None:
+        """Raise unless `values` are (P, K), of the kernel's dtype and on its device."""
+        check_matrix(name, values, "(P, K)", rows=self.num_points)
+        check_same_kind(name, values, "kernels", self.like)
 
     @property
     def shape_is_fixed(self) -> bool:
@@ -62,7 +77,13 @@ class PairwiseKernel(ABC):
         """Return the (P,) diagonal of w · L K R."""
 
     def apply(self, values: Tensor) -> Tensor:
-        """Return w · L K R v for (P, K) values."""
+        """Return w · L K R v for (P, K) values.
+
+        Raises:
+            TypeError: If the values have another dtype than the kernel.
+            ValueError: If they have another shape, or are on another device.
+        """
+        self.check("values", values)
         return self.receive(self.gather(values), slice(0, values.shape[0]))
 
 
@@ -114,6 +135,16 @@ class FilterKernel(PairwiseKernel):
     def __init__(self, operator: FilterOperator, weight: float | Tensor, normalization: str) -> None:
         self._operator, self.weight, self._normalization = operator, weight, normalization
 
+    @property
+    def num_points(self) -> int:
+        """P."""
+        return self._operator.num_points
+
+    @property
+    def like(self) -> Tensor:
+        """The features."""
+        return self._operator.features
+
     def gather(self, values: Tensor) -> Tensor:
         """Return the whole result."""
         return self.weight * self._operator.filter(values, normalization=self._normalization)
@@ -139,6 +170,16 @@ class LatticeKernel(PairwiseKernel):
         degree = None if normalization == "none" else operator.degree()
         self.left, self.right = _normalizers(degree, normalization)
         self.native = operator.native and operator.has_axes
+
+    @property
+    def num_points(self) -> int:
+        """P."""
+        return self.operator.num_points
+
+    @property
+    def like(self) -> Tensor:
+        """The features."""
+        return self.operator.features
 
     @cached_property
     def _splat(self) -> SparseMatrix:
@@ -228,6 +269,16 @@ class SmoothnessKernel(PairwiseKernel):
         # D is separable, so its power is too: each a pair of (H,) and (W,) factors, or of None for ones.
         of_rows, of_columns = _normalizers(rows, normalization), _normalizers(columns, normalization)
         self.left, self.right = zip(of_rows, of_columns, strict=True)
+
+    @property
+    def num_points(self) -> int:
+        """P."""
+        return math.prod(self.shape)
+
+    @property
+    def like(self) -> Tensor:
+        """The taps."""
+        return self.taps
 
     @property
     def shape_is_fixed(self) -> bool:

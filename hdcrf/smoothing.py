@@ -5,12 +5,14 @@ It stands for the two convolutions of `hdcrf.pairwise.SmoothnessKernel`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from voxel.backend import kernels
+from voxel.backend import kernels, plain
 
-__all__ = ["smooth", "smooth_into"]
+__all__ = ["plain_factors", "smooth", "smooth_into"]
 
 
 @torch.library.custom_op("hdcrf::smooth", mutates_args=())
@@ -37,24 +39,27 @@ def smooth_into(
     columns_right: Tensor | None,
 ) -> Tensor:
     """Do what `smooth` does, into a contiguous `result` (B, H, W, K)."""
-    if images.numel() == 0:
-        return result
-    _, height, width, _ = images.shape
-
-    def plain(factor: Tensor | None, length: int) -> Tensor:
-        return taps.new_ones(length) if factor is None else factor.detach().contiguous()
-
-    kernels().smooth(
-        images.detach().contiguous(),
-        taps.detach().contiguous(),
-        plain(rows_left, height),
-        plain(rows_right, height),
-        plain(columns_left, width),
-        plain(columns_right, width),
-        result,
-        torch.get_num_threads(),
-    )
+    if images.numel():
+        factors = plain_factors(taps, images.shape, rows_left, columns_left, rows_right, columns_right)
+        kernels().smooth(plain(images), plain(taps), *factors, result, torch.get_num_threads())
     return result
+
+
+def plain_factors(
+    taps: Tensor,
+    shape: Sequence[int],
+    rows_left: Tensor | None,
+    columns_left: Tensor | None,
+    rows_right: Tensor | None,
+    columns_right: Tensor | None,
+) -> list[Tensor]:
+    """Return the factors for images of shape (B, H, W, …), in this order, with ones for None."""
+    lengths = (shape[1], shape[2]) * 2
+    given = (rows_left, columns_left, rows_right, columns_right)
+    return [
+        taps.new_ones(length) if factor is None else plain(factor)
+        for factor, length in zip(given, lengths, strict=True)
+    ]
 
 
 @smooth.register_fake

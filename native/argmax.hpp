@@ -12,8 +12,7 @@ template <typename T>
 void argmax(const T* values, int64_t* out, int64_t points, int64_t labels, int threads) {
     parallel(useful_threads(threads, points * labels), [&](Team& team, int thread) {
         const Range range = share(points, thread, team.threads);
-        Integers<T> lane;
-        for (int i = 0; i < lanes<T>; i++) lane[i] = i;
+        const Integers<T> lane = lane_numbers<T>();
         for (int64_t i = range.begin; i < range.end; i++) {
             const T* row = values + i * labels;
             int64_t label = 0, l = 0;
@@ -26,7 +25,7 @@ void argmax(const T* values, int64_t* out, int64_t points, int64_t labels, int t
                     const Vector<T> value = load(row + at);
                     const Integers<T> better = value > bests;
                     bests = better ? value : bests;
-                    where = better ? lane + Integers<T>{} + decltype(lane[0] + 0)(at) : where;
+                    where = better ? lane + decltype(lane[0] + 0)(at) : where;
                 };
                 for (l = lanes<T>; l + lanes<T> <= labels; l += lanes<T>) look(l);
                 if (l < labels) look(labels - lanes<T>);

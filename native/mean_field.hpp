@@ -57,11 +57,11 @@ struct MeanField {
     // The vertices' values: two sets of (V, stride) for the blur, and one for each thread to splat to.
     struct Workspace {
         int threads;
-        bool splatted = false;
         Buffer<T> blurred;
         std::vector<Buffer<T>> splat;
         std::vector<typename Smoothing<T>::Workspace> smooth;
-        std::vector<std::vector<T>> row;
+        std::vector<Buffer<T>> scratch;
+        std::vector<std::vector<Vector<T>>> many;  // labels of a point, where there are many
     };
 
     Workspace workspace(int threads) const;
@@ -84,6 +84,7 @@ private:
         const T* vertex_values;
         T* splat_to;
         T* scratch;
+        Vector<T>* many;
         bool more;
     };
 
@@ -105,13 +106,14 @@ private:
 template <typename T>
 typename MeanField<T>::Workspace MeanField<T>::workspace(int threads) const {
     Workspace space;
-    space.threads = useful_threads(threads, points * channels(), 1 << 15);
+    space.threads = fitting_threads(useful_threads(threads, points * channels(), 1 << 15), points, vertices);
     const size_t size = size_t(vertices * stride());
     space.blurred.resize(size);
     for (int thread = 0; thread < space.threads; thread++) {
         space.splat.emplace_back(size);
         if (smoothing) space.smooth.push_back(smoothing->workspace());
-        space.row.emplace_back(size_t(strip * (stride() + lanes<T> + 1)));
+        space.scratch.emplace_back(size_t(strip * (stride() + lanes<T> + 1)));
+        space.many.emplace_back(size_t(stride() / lanes<T> + 1));
     }
     return space;
 }
@@ -154,7 +156,8 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
             at.updated = updated;
             at.vertex_values = vertex_values;
             at.splat_to = splat_to;
-            at.scratch = space.row[size_t(part)].data();
+            at.scratch = space.scratch[size_t(part)].data();
+            at.many = space.many[size_t(part)].data();
             at.more = more;
             const bool smoothed = smoothing && messages;
             const Range range = share(images * blocks, part, space.threads);
@@ -184,7 +187,7 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
 template <typename T>
 template <int NV>
 void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
-    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, more] = at;
+    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, many, more] = at;
     constexpr int L = lanes<T>;
     // Copies, which the compiler knows not to change.
     const int corners = this->corners;
@@ -193,12 +196,9 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
     const int nv = NV ? NV : int(stride() / L);
     const int64_t K = labels, width = stride(), all = points * K;
     const int last_lanes = int(K - (nv - 1) * L);
-    Integers<T> lane;
-    for (int i = 0; i < L; i++) lane[i] = i;
-    const Integers<T> filled = lane < last_lanes;
+    const Integers<T> filled = lane_numbers<T>() < last_lanes;
     Vector<T> few[NV ? NV : 1];
-    std::vector<Vector<T>> many(size_t(NV ? 0 : nv));
-    Vector<T>* const u = NV ? few : many.data();
+    Vector<T>* const u = NV ? few : many;
 
     // Vectors reach beyond a point's own labels: read no further than the last point, write no further than the part.
     const auto read = [=](const T* from, int64_t i, int v) {
@@ -301,7 +301,7 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
 
 template <typename T>
 void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
-    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, more] = at;
+    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, many, more] = at;
     T* difference = scratch;
     for (int64_t x = 0; x < count; x++) {
         const int64_t i = first + x;

@@ -1,4 +1,5 @@
-// The adjoint of what one iteration of mean field does at a point: the kernel of hdcrf/fused.py's backward pass.
+// The adjoint of what one iteration of mean field does at a point: the kernel of the backward pass in
+// hdcrf/fused_training.py.
 
 #pragma once
 

@@ -131,8 +131,8 @@ public:
             for (size_t i = 0; i < 5; i++) factors_[i] = nb::cast<Array<T>>(of[i]);
             field_.smoothing_weight = nb::cast<T>(of[5]);
             smoothing_ = std::make_unique<Smoothing<T>>(
-                int64_t(factors_[1].size()), int64_t(factors_[3].size()), field_.channels(), factors_[0].data(),
-                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[2].data(), factors_[3].data(),
+                int64_t(factors_[1].size()), int64_t(factors_[2].size()), field_.channels(), factors_[0].data(),
+                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[3].data(), factors_[2].data(),
                 factors_[4].data()
             );
             field_.smoothing = smoothing_.get();
@@ -248,7 +248,7 @@ void define(nb::module_& module, const char* mean_field) {
     );
     module.def(
         "smooth",
-        [](Array<T> images, Array<T> taps, Array<T> rows_left, Array<T> rows_right, Array<T> columns_left,
+        [](Array<T> images, Array<T> taps, Array<T> rows_left, Array<T> columns_left, Array<T> rows_right,
            Array<T> columns_right, Output<T> out, int threads) {
             const Smoothing<T> smoothing(
                 int64_t(images.shape(1)), int64_t(images.shape(2)), int64_t(images.shape(3)), taps.data(),
@@ -256,7 +256,7 @@ void define(nb::module_& module, const char* mean_field) {
             );
             smooth(smoothing, images.data(), out.data(), int64_t(images.shape(0)), threads);
         },
-        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("rows_right"), nb::arg("columns_left"), nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"),
+        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("columns_left"), nb::arg("rows_right"), nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
     module.def(
@@ -332,6 +332,8 @@ void define_transpose(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
+    OpenMP::pool();  // which notices forks from now on
+    module.def("split_small_work", [](bool split) { split_small_work().store(split); });
     module.doc() = "Compiled kernels; each is explained by the PyTorch reference that it stands for.";
     define<float>(module, "MeanField32");
     define<double>(module, "MeanField64");

@@ -159,8 +159,8 @@ private:
 
     int remainder(int64_t v) const {
         const int size = dimension + 1;
-        const int32_t first = coordinates[size_t(v) * width() + width() - 1];
-        return int(((first % size) + size) % size);
+        const int32_t coordinate = coordinates[size_t(v) * width() + width() - 1];
+        return int(((coordinate % size) + size) % size);
     }
     size_t width() const { return size_t(dimension) + (batch ? 1 : 0); }
 
@@ -241,7 +241,7 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
     const int size = dimension + 1;
     // The extent of each feature, and so of each coordinate.
     const size_t d = size_t(dimension);
-    const int parts = useful_threads(threads, points * dimension, 1 << 18);
+    const int parts = int(std::min<int64_t>(points, useful_threads(threads, points * dimension, 1 << 18)));
     std::vector<T> low(d * size_t(parts)), high(d * size_t(parts));
     parallel(parts, [&](Team& team, int thread) {
         for (int part = thread; part < parts; part += team.threads)
@@ -557,7 +557,7 @@ void PermutohedralBuild<T>::link(int32_t* out, int threads) const {
                     return key.exact || apart(&coordinates[size_t(v) * width()], &coordinates[size_t(other) * width()], axis, 1);
                 });
                 link[2 * v + 1] = found;
-                if (found >= 0) link[2 * found] = int32_t(v);
+                if (found >= 0) link[2 * int64_t(found)] = int32_t(v);
             }
         }
     });

@@ -86,7 +86,7 @@ void transpose(
     const I* columns, int64_t rows, int64_t per_row, int64_t num_columns, I* pointers, I* order, int threads
 ) {
     // Each thread counts in a part of the rows and then places its own entries behind those of the threads before.
-    threads = useful_threads(threads, rows * per_row);
+    threads = fitting_threads(useful_threads(threads, rows * per_row), rows, num_columns);
     std::vector<std::vector<I>> counts(size_t(threads), std::vector<I>(size_t(num_columns), I(0)));
     const int parts = threads;
     parallel(threads, [&](Team& team, int thread) {

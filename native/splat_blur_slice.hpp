@@ -54,16 +54,15 @@ private:
     // Numbers a vertex takes: whole vectors, but for a single channel.
     int64_t stride() const { return channels == 1 ? 1 : (channels + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
-    // Memory for values of the vertices: each thread splats to its own. No more of it than the points themselves take.
+    // Memory for values of the vertices: each thread splats to its own.
     struct Vertices {
         int parts;
         std::vector<std::vector<Buffer<T>>> splatted;
         std::vector<Buffer<T>> blurred;
 
         Vertices(const SplatBlurSlice& filter, int threads, int sets) {
-            const int64_t fitting = 1 + filter.points / std::max<int64_t>(1, filter.vertices);
             parts = useful_threads(threads, filter.points * filter.channels * filter.corners);
-            parts = int(std::min<int64_t>(parts, fitting));
+            parts = fitting_threads(parts, filter.points, filter.vertices);
             const size_t size = size_t(filter.vertices * filter.stride());
             for (int set = 0; set < sets; set++) {
                 splatted.emplace_back();

@@ -166,6 +166,7 @@ void parallel(int threads, const Work& work) {
     try {
         for (int thread = 1; thread < threads; thread++) others.emplace_back(follow, thread);
     } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
     }
     lead(int(others.size()) + 1);
     for (auto& other : others) other.join();
@@ -180,8 +181,21 @@ inline Range share(int64_t count, int part, int parts) {
     return {count * part / parts, count * (part + 1) / parts};
 }
 
+// Whether to split work that is not worth it: for tests, which are small.
+inline std::atomic<bool>& split_small_work() {
+    static std::atomic<bool> split{false};
+    return split;
+}
+
+// How many threads may have vertices of their own, so that these take no more than a few times what the points take.
+inline int fitting_threads(int threads, int64_t points, int64_t vertices) {
+    const int64_t fitting = 1 + 4 * points / (vertices > 0 ? vertices : 1);
+    return fitting < threads ? int(fitting) : threads;
+}
+
 // How many threads a piece of work is worth.
 inline int useful_threads(int threads, int64_t operations, int64_t least = 1 << 16) {
+    if (split_small_work().load(std::memory_order_relaxed)) least = 1;
     const int64_t worth = operations / least;
     if (worth < 1 || threads < 1) return 1;
     return worth < threads ? int(worth) : threads;

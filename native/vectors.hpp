@@ -56,14 +56,20 @@ inline Vector<T> load_some(const T* from, int count) {
     return value;
 }
 
+// 0, 1, 2, …
+template <typename T>
+inline Integers<T> lane_numbers() {
+    Integers<T> lane;
+    for (int i = 0; i < lanes<T>; i++) lane[i] = i;
+    return lane;
+}
+
 // The first `count` entries, and zeros, of `room` that may be read.
 template <typename T>
 inline Vector<T> load_first(const T* from, int count, int64_t room) {
     if (count == lanes<T>) return load(from);
     if (room < lanes<T>) return load_some(from, count);
-    Integers<T> lane;
-    for (int i = 0; i < lanes<T>; i++) lane[i] = i;
-    return lane < count ? load(from) : Vector<T>{};
+    return lane_numbers<T>() < count ? load(from) : Vector<T>{};
 }
 
 template <typename T>
@@ -82,6 +88,16 @@ inline float sum(Vector<float> v) {
 }
 inline double sum(Vector<double> v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
+// The lanes of a and b, numbered through, that `lanes` names.
+template <typename T, int... lanes>
+inline Vector<T> shuffled(Vector<T> a, Vector<T> b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, lanes...);
+#else  // which GCC has had for longer
+    return __builtin_shuffle(a, b, Integers<T>{lanes...});
+#endif
+}
+
 // For as many vectors as one has lanes: what `two` makes of all lanes of each, one result a lane. In three rounds (two,
 // of double) of the pairs of vectors, so that a vector costs an operation and not one a lane.
 template <typename T, typename Two>
@@ -92,27 +108,27 @@ inline Vector<T> across(const T* vectors, const Two& two) {
         for (int i = 0; i < 4; i++) {
             const Vector<T> a = v[2 * i], b = v[2 * i + 1];
             v[i] = two(
-                __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14),
-                __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15)
+                shuffled<T, 0, 8, 2, 10, 4, 12, 6, 14>(a, b),
+                shuffled<T, 1, 9, 3, 11, 5, 13, 7, 15>(a, b)
             );
         }
         for (int i = 0; i < 2; i++) {
             const Vector<T> a = v[2 * i], b = v[2 * i + 1];
             v[i] = two(
-                __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13),
-                __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+                shuffled<T, 0, 1, 8, 9, 4, 5, 12, 13>(a, b),
+                shuffled<T, 2, 3, 10, 11, 6, 7, 14, 15>(a, b)
             );
         }
         return two(
-            __builtin_shufflevector(v[0], v[1], 0, 1, 2, 3, 8, 9, 10, 11),
-            __builtin_shufflevector(v[0], v[1], 4, 5, 6, 7, 12, 13, 14, 15)
+            shuffled<T, 0, 1, 2, 3, 8, 9, 10, 11>(v[0], v[1]),
+            shuffled<T, 4, 5, 6, 7, 12, 13, 14, 15>(v[0], v[1])
         );
     } else {
         for (int i = 0; i < 2; i++) {
             const Vector<T> a = v[2 * i], b = v[2 * i + 1];
-            v[i] = two(__builtin_shufflevector(a, b, 0, 4, 2, 6), __builtin_shufflevector(a, b, 1, 5, 3, 7));
+            v[i] = two(shuffled<T, 0, 4, 2, 6>(a, b), shuffled<T, 1, 5, 3, 7>(a, b));
         }
-        return two(__builtin_shufflevector(v[0], v[1], 0, 1, 4, 5), __builtin_shufflevector(v[0], v[1], 2, 3, 6, 7));
+        return two(shuffled<T, 0, 1, 4, 5>(v[0], v[1]), shuffled<T, 2, 3, 6, 7>(v[0], v[1]));
     }
 }
 

@@ -20,6 +20,19 @@ from voxel import VoxelGrid
 pytestmark = pytest.mark.skipif(bool(voxel.backend.why_not), reason=voxel.backend.why_not)
 
 BOTH = ("reference", "native")
+
+
+@pytest.fixture(params=[1, 3], ids=["one-thread", "three-threads"], autouse=True)
+def threads(request):
+    """Run each test on one thread, and on three, among which even the smallest work is split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    voxel.backend.kernels().split_small_work(request.param > 1)
+    yield request.param
+    voxel.backend.kernels().split_small_work(False)
+    torch.set_num_threads(before)
+
+
 # Worst seen over all cases below: 2e-6 in float32, where sums run in another order, and 3e-13 in float64.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
@@ -82,13 +95,30 @@ class TestLattice:
             native.diagonal(), reference.diagonal(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
         )
 
-    def test_keys_that_collide_are_drawn_again(self):
-        # So wide that the keys are hashes; no collision is known, so this shows only that hashes work.
+    def test_keys_that_are_hashes(self):
+        # So wide that no 64 bits hold the coordinates.
         features = torch.randn(2000, 9, dtype=torch.float64) * 1e4
         reference, native = both(lambda backend: PermutohedralLattice(features, backend=backend))
         assert native.num_vertices == reference.num_vertices == 20_000
         values = torch.randn(2000, 2, dtype=torch.float64)
         torch.testing.assert_close(native.filter(values), reference.filter(values))
+
+    @pytest.mark.parametrize("collisions", [1, 15, 16])
+    def test_keys_that_collide_are_drawn_again(self, monkeypatch, collisions):
+        kernels, seeds = voxel.backend.kernels(), []
+
+        class Colliding:
+            def permutohedral(self, *arguments):
+                seeds.append(arguments[4])
+                return None if len(seeds) <= collisions else kernels.permutohedral(*arguments)
+
+        monkeypatch.setattr("lattice.permutohedral.kernels", Colliding)
+        if collisions == 16:
+            with pytest.raises(RuntimeError, match="16 independent 64-bit hashes"):
+                PermutohedralLattice(torch.randn(5, 2), backend="native")
+            return
+        assert PermutohedralLattice(torch.zeros(1, 2), backend="native").num_vertices == 3
+        assert len(set(seeds)) == len(seeds) == collisions + 1
 
     @pytest.mark.parametrize("layout", ["columns", "rows", "every second row"])
     def test_layout_of_the_features(self, layout):
@@ -139,6 +169,8 @@ class TestFilter:
         operator = build_filter(features, backend="native")
         values = torch.randn(4, 50)
         torch.testing.assert_close(operator.filter(values.T), operator.filter(values.T.contiguous()))
+        expected = build_filter(features, backend="reference").filter(values.T)
+        torch.testing.assert_close(operator.filter(values.T), expected, rtol=1e-4, atol=1e-4)
         # Between other numbers, none of which may be read.
         around = torch.full((50, 9), torch.nan)
         around[:, 2:6] = values.T
@@ -220,6 +252,30 @@ class TestMeanField:
         torch.testing.assert_close(result.marginals, expected.marginals, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.softmax(result.logits, 1), result.marginals, rtol=0, atol=1e-6)
 
+    @pytest.mark.parametrize("labels", [1, 2, 3])
+    def test_training_on_a_single_pixel(self, labels):
+        logits, guide = torch.randn(1, labels, 1, 1), torch.full((1, 3, 1, 1), 100.0)
+
+        def run(backend):
+            crf = DenseCRF(labels, exclude_self=False, backend=backend)
+            inputs = logits.clone().requires_grad_()
+            return torch.autograd.grad(crf(inputs, guide).square().sum(), inputs)[0]
+
+        expected, result = both(run)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-6)
+
+    def test_kernels_of_other_points_or_another_dtype_are_refused(self):
+        crf = DenseCRF(3, backend="native")
+        kernels = crf._kernels(torch.rand(1, 3, 4, 5) * 255)
+        for rows in (10, 40):
+            for some in (kernels, kernels[:1], kernels[1:]):
+                with pytest.raises(ValueError, match=r"`logits` must have shape \(P, K\) with 20"):
+                    mean_field(torch.rand(rows, 3), some, crf.compatibility, iterations=1)
+                with pytest.raises(ValueError, match=r"`values` must have shape \(P, K\) with 20"):
+                    some[0].apply(torch.rand(rows, 3))
+        with pytest.raises(TypeError, match="`logits` must have the dtype of `kernels`"):
+            mean_field(torch.rand(20, 3).double(), kernels, crf.compatibility, iterations=1)
+
     @pytest.mark.parametrize("labels", [2, 5])
     def test_tolerance(self, labels):
         logits, guide = images(labels)
@@ -291,22 +347,16 @@ class TestMeanField:
     @pytest.mark.parametrize("labels", [2, 21])
     def test_the_same_bits_from_run_to_run(self, labels):
         logits, guide = images(labels, 60, 90)
-        before = torch.get_num_threads()
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
-                runs = []
-                for _ in range(4):
-                    crf = DenseCRF(labels, backend="native")
-                    inputs = logits.clone().requires_grad_()
-                    refined = crf(inputs, guide)
-                    refined.square().sum().backward()
-                    with torch.no_grad():
-                        runs.append((crf(logits, guide), refined.detach(), inputs.grad))
-                for run in runs[1:]:
-                    assert all(map(torch.equal, run, runs[0]))
-        finally:
-            torch.set_num_threads(before)
+        runs = []
+        for _ in range(4):
+            crf = DenseCRF(labels, backend="native")
+            inputs = logits.clone().requires_grad_()
+            refined = crf(inputs, guide)
+            refined.square().sum().backward()
+            with torch.no_grad():
+                runs.append((crf(logits, guide), refined.detach(), inputs.grad))
+        for run in runs[1:]:
+            assert all(map(torch.equal, run, runs[0]))
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3, 7, 8, 9, 16, 21, 40])
@@ -333,6 +383,9 @@ def test_smoothing_and_its_adjoint(channels, sigma):
         inputs = values.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(native.apply(inputs), inputs, other)
         torch.testing.assert_close((gradient * values).sum(), (native.apply(values) * other).sum())
+        expected = values.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(reference.apply(expected), expected, other)
+        torch.testing.assert_close(gradient, expected)
 
 
 class TestOperations:
@@ -395,6 +448,10 @@ class TestOperations:
 
 
 class TestCompile:
+    @pytest.fixture(autouse=True)
+    def _anew(self):
+        torch.compiler.reset()  # or else PyTorch counts how often it has compiled the same forward pass
+
     @pytest.mark.parametrize(
         "options",
         [
@@ -522,19 +579,15 @@ class TestThreads:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_after_a_fork(self):
-        before = torch.get_num_threads()
         torch.set_num_threads(1)  # PyTorch's own threads do not survive a fork
-        try:
-            expected = refined_sum()
-            context = multiprocessing.get_context("fork")
-            queue = context.Queue()
-            process = context.Process(target=in_a_fork, args=(expected, queue))
-            process.start()
-            assert queue.get(timeout=60)
-            process.join(timeout=60)
-            assert process.exitcode == 0
-        finally:
-            torch.set_num_threads(before)
+        expected = refined_sum()
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        process = context.Process(target=in_a_fork, args=(expected, queue))
+        process.start()
+        assert queue.get(timeout=60)
+        process.join(timeout=60)
+        assert process.exitcode == 0
 
     def test_kernels_start_threads_after_a_fork(self):
         # The kernels alone, which start their threads for each call, with as many as they are told.
@@ -560,6 +613,7 @@ class TestThreads:
             )
             return result
 
+        torch.rand(1000, 1000).sum()  # so that PyTorch's pool is there, and does not survive
         expected = run()
         context = multiprocessing.get_context("fork")
         queue = context.Queue()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from voxel.checks import check_choice
 
-__all__ = ["BACKENDS", "kernels", "uses_native", "why_not"]
+__all__ = ["BACKENDS", "kernels", "plain", "uses_native", "why_not"]
 
 BACKENDS = ("auto", "reference", "native")
 
@@ -39,6 +39,11 @@ def kernels() -> ModuleType:
     if _native is None:
         raise RuntimeError(f"there are no compiled kernels: {why_not}")
     return _native
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as kernels read it: row by row in memory, and without a gradient."""
+    return tensor.detach().contiguous()
 
 
 def uses_native(backend: str, tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from voxel.backend import kernels
+from voxel.backend import kernels, plain
 
 __all__ = ["filter_into", "fused_filter", "fused_filter_weights_gradient", "splat_blur_slice"]
 
@@ -50,9 +50,9 @@ def filter_into(
     """Do what `fused_filter` does, into a contiguous `result` (N, C)."""
     if values.numel():
         kernels().filter(
-            _plain(values),
-            *(None if factor is None else _plain(factor) for factor in (left, right)),
-            *(_plain(part) for part in (cell, cell_vertices, weights, links)),
+            plain(values),
+            *(None if factor is None else plain(factor) for factor in (left, right)),
+            *(plain(part) for part in (cell, cell_vertices, weights, links)),
             order,
             scale,
             adjoint,
@@ -80,9 +80,9 @@ def fused_filter_weights_gradient(
     result = torch.zeros_like(weights, memory_format=torch.contiguous_format)
     if values.numel():
         kernels().filter_weights_gradient(
-            *(_plain(part) for part in (values, gradient)),
-            *(None if factor is None else _plain(factor) for factor in (left, right)),
-            *(_plain(part) for part in (cell, cell_vertices, weights, links)),
+            *(plain(part) for part in (values, gradient)),
+            *(None if factor is None else plain(factor) for factor in (left, right)),
+            *(plain(part) for part in (cell, cell_vertices, weights, links)),
             order,
             scale,
             adjoint,
@@ -90,10 +90,6 @@ def fused_filter_weights_gradient(
             torch.get_num_threads(),
         )
     return result
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
 
 
 @fused_filter.register_fake

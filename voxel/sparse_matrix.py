@@ -1,9 +1,9 @@
 """Products with sparse matrices, the one operation that splatting, blurring and slicing share.
 
 A matrix is kept by rows (row pointers, columns, weights) together with its transpose, so that the
-adjoint costs the same as the product itself and is never approximated by it. The product runs on the
-vendor's segmented weighted sum (`torch.embedding_bag`), on CPU and GPU alike, and sums each row in the
-stored order: on the CPU, the same input gives the same bits.
+adjoint costs the same as the product itself and is never approximated by it. The product runs on
+the vendor's segmented weighted sum (`torch.embedding_bag`), on CPU and GPU alike, or on a compiled kernel,
+and sums each row in the stored order: on the CPU, the same input gives the same bits.
 """
 
 from __future__ import annotations
