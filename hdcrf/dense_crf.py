@@ -59,7 +59,7 @@ class DenseCRF(nn.Module):
         exclude_self: Whether a pixel's message leaves out its own part. The reference code leaves it in.
         method: How the appearance kernel is computed: "permutohedral", "voxel", or "exact" (O(N²)).
         order: Accuracy of the fast methods, 1 to 16: rounds of blur.
-        halo: Accuracy, 0 to 16: rings of vertices stored around the occupied ones; 0 for "voxel" with more
+        halo: Accuracy, 0 to 8: rings of vertices stored around the occupied ones; 0 for "voxel" with more
             than 4 channels, which crosses gaps by itself.
         learn: Which parameters are trained: any of "weights", "bandwidths" and "compatibility". Bandwidths
             are kept positive; learning them (or a guide that requires gradients) costs an inner product
@@ -223,6 +223,13 @@ class DenseCRF(nn.Module):
             TypeError, ValueError: As `forward`.
         """
         guide = self._checked(logits, guide)
+        check_flag("track", track)
+        check_flag("return_logits", return_logits)
+        if progress is not None and not callable(progress):
+            raise TypeError(
+                f"`progress` must be a function of the iterations done, or None, "
+                f"got {type(progress).__name__}"
+            )
         batch, labels, height, width = logits.shape
         if logits.numel() == 0:
             raise ValueError(f"`logits` must not be empty, got shape {tuple(logits.shape)}")

@@ -33,7 +33,7 @@ def build_filter(
             (brute force, O(N²), which ignores `order` and `halo`).
         batch: (N,) integers; points of different batches do not see each other.
         order: Accuracy, 1 to 16: the rounds of blur.
-        halo: Accuracy, 0 to 16: the rings of vertices stored around the occupied ones; 0 for "voxel" in more
+        halo: Accuracy, 0 to 8: the rings of vertices stored around the occupied ones; 0 for "voxel" in more
             than 6 dimensions, which crosses gaps by itself.
         backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
             "native", the kernels.
@@ -82,7 +82,7 @@ def gaussian_filter(
         query: (M, d) features at which to read the result instead; where no point reaches, it is 0.
         query_batch: (M,) batch index of each query; needed exactly if `batch` is given.
         order: Accuracy of the fast methods, 1 to 16: the rounds of blur.
-        halo: Accuracy, 0 to 16: rings of vertices stored around the occupied ones; 0 for "voxel" in more
+        halo: Accuracy, 0 to 8: rings of vertices stored around the occupied ones; 0 for "voxel" in more
             than 6 dimensions, which crosses gaps by itself.
         backend: Of the fast methods: "auto", compiled kernels where they can run; "reference", PyTorch; or
             "native", the kernels.

@@ -23,6 +23,7 @@ MOST_ITERATIONS = 1_000_000
 """Far more than mean field needs; a larger number is a mistake, and would take days."""
 
 _MOST_UNSAID_LABELS = 255
+_GT_PROB = 0.7
 _OWNED = ("learn", "output")
 _OPTIONS = tuple(
     name
@@ -37,7 +38,7 @@ def refine(
     probabilities: NDArray[Any] | None = None,
     labels: NDArray[Any] | None = None,
     num_labels: int | None = None,
-    gt_prob: float = 0.7,
+    gt_prob: float = _GT_PROB,
     iterations: int = 10,
     return_marginals: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -86,6 +87,8 @@ def refine(
     if probabilities is not None:
         if num_labels is not None:
             raise ValueError("`num_labels` goes with `labels`; `probabilities` say it by their shape")
+        if gt_prob != _GT_PROB:
+            raise ValueError("`gt_prob` goes with `labels`; `probabilities` say how far to trust them")
         logits = _probability_logits(probabilities, height, width)
     else:
         count, trust = plain_value("num_labels", num_labels), plain_value("gt_prob", gt_prob)

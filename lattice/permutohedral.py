@@ -30,7 +30,7 @@ class PermutohedralLattice(SplatBlurSlice):
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
         order: n, 1 to 16, the rounds of the blur ¼ ½ ¼ along each axis. Larger is closer to a Gaussian, on a
             finer lattice. 1 is the filter of Adams et al.
-        halo: h, 0 to 16, the rings of neighbours that are stored around the occupied vertices, so that the
+        halo: h, 0 to 8, the rings of neighbours that are stored around the occupied vertices, so that the
             blur crosses gaps between them. (order, halo) = (1, 0) is the classic filter; (2, 2) and (3, 3)
             approach the exact Gaussian at many times its cost.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.

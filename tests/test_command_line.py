@@ -324,7 +324,7 @@ class TestRefusals:
             (("--opacity", "nan"), "nan is not a finite number"),
             (("--gt-prob", "nan"), "nan is not a finite number"),
             (("--order", 17), "not in the range"),
-            (("--halo", 10**9), "1000000000 is not in the range 0<=x<=16"),
+            (("--halo", 10**9), "1000000000 is not in the range 0<=x<=8"),
             (("--iterations", 10**9), "1000000000 is not in the range 0<=x<=1000000"),
             (("--threads", 0), "not in the range"),
             (("--device", "gpu"), "must be cpu, cuda"),

@@ -312,3 +312,12 @@ class TestErrors:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             DenseCRF(3, appearance_sigma_rgb=13 / 255).to(logits.device)(logits, guide / 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"progress": 3}, "`progress` must be a function"), ({"track": "no"}, "`track` must be True or False")],
+)
+def test_wrong_arguments_of_infer(options, message):
+    with pytest.raises(TypeError, match=message):
+        DenseCRF(2).infer(torch.randn(1, 2, 3, 3), torch.rand(1, 3, 3, 3) * 255, **options)

@@ -88,7 +88,7 @@ def test_build_filter_refuses_what_it_does_not_know():
         gaussian_filter(features, torch.rand(4, 1))
     with pytest.raises(TypeError, match=r"`values` must have the dtype of `features`"):
         gaussian_filter(features, torch.rand(5, 1, dtype=torch.float64))
-    with pytest.raises(ValueError, match="`halo` must be at most 16, got 1000000000"):
+    with pytest.raises(ValueError, match="`halo` must be at most 8, got 1000000000"):
         gaussian_filter(features, torch.rand(5, 1), halo=10**9)
     with pytest.raises(ValueError, match=r"`values` must be finite, got inf at index \(0, 0\)"):
         gaussian_filter(features, torch.full((5, 1), float("inf")))
@@ -173,3 +173,13 @@ class TestBilateralFeatures:
             bilateral_features(torch.rand(3, 4, 5), 1.0, 1.0)
         with pytest.raises(TypeError, match=r"`guide` must be float32 or float64, got torch\.uint8"):
             bilateral_features(torch.zeros(1, 3, 4, 5, dtype=torch.uint8), 1.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "voxel", "exact"])
+@pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
+def test_sums_beyond_the_range_are_an_error(method, normalization, backend):
+    features, values = torch.rand(200, 5) * 0.1, torch.full((200, 2), 3e38)
+    with pytest.raises(
+        ValueError, match=r"`values` up to 3e\+38 have sums beyond the range of torch\.float32"
+    ):
+        gaussian_filter(features, values, method=method, normalization=normalization, backend=backend)

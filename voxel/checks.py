@@ -35,8 +35,8 @@ __all__ = [
 INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATING_DTYPES = (torch.float32, torch.float64)
 
-MOST_RINGS = 16
-"""The largest halo: as many rings as the largest order has rounds of blur."""
+MOST_RINGS = 8
+"""The largest halo. In five dimensions a ring multiplies the vertices by some 3, and the third brings little."""
 
 
 class CoordinateRangeError(ValueError):

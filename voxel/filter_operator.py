@@ -118,10 +118,18 @@ class FilterOperator(ABC):
         if normalization == "symmetric":
             right = None if right is None else right.sqrt()
             left = None if left is None else _root(left)
-        if right is not None:
-            values = values * right[:, None]
-        result = self._apply(values, target)
-        return result if left is None else result * left[:, None]
+        scaled = values if right is None else values * right[:, None]
+        result = self._apply(scaled, target)
+        if left is not None:
+            result = result * left[:, None]
+        if not bool(torch.isfinite(result.detach().sum())) and not bool(
+            torch.isfinite(result.detach()).all()
+        ):
+            raise ValueError(
+                f"`values` up to {float(values.detach().abs().max()):.3g} have sums beyond the range of "
+                f"{values.dtype}; scale them down"
+            )
+        return result
 
     @staticmethod
     def _refuse_batch_alone(query_batch: Tensor | None) -> None:

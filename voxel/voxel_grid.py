@@ -42,7 +42,7 @@ class VoxelGrid(SplatBlurSlice):
         features: (N, d) float32 or float64, already divided by their standard deviations; any d ≥ 1.
         batch: (N,) integers; points of different batches do not see each other. None: all are one.
         order: n, 1 to 16, the accuracy: rounds of blur, or half the voxels per standard deviation.
-        halo: h, 0 to 16, the rings of neighbours stored around the occupied vertices (linear only).
+        halo: h, 0 to 8, the rings of neighbours stored around the occupied vertices (linear only).
         interpolation: "linear", "nearest", or None: linear for d ≤ 6, nearest above.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
