@@ -36,7 +36,7 @@ INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 _FLOATING_DTYPES = (torch.float32, torch.float64)
 
 MOST_RINGS = 8
-"""The largest halo. In five dimensions a ring multiplies the vertices by some 3, and the third brings little."""
+"""The largest halo. In five dimensions a ring multiplies the vertices by 3; the fourth brings little."""
 
 
 class CoordinateRangeError(ValueError):
