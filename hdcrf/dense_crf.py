@@ -275,16 +275,17 @@ class DenseCRF(nn.Module):
                 f"`guide` must be on the device of `logits`, {logits.device}, got {guide.device}"
             )
         check_finite("logits", logits)
-        if guide.dtype.is_floating_point:
-            check_finite("guide", guide)
-            self._warn_of_range(guide)
+        if guide.dtype.is_floating_point and guide.numel():
+            low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                check_finite("guide", guide)
+            self._warn_of_range(low, high)
         return guide.to(logits.dtype)
 
-    def _warn_of_range(self, guide: Tensor) -> None:
+    def _warn_of_range(self, low: float, high: float) -> None:
         sigma = float(self.log_appearance_sigma_rgb.detach().exp())
-        if not self._use_appearance or guide.numel() == 0 or sigma < 2:
+        if not self._use_appearance or sigma < 2:
             return
-        low, high = float(guide.detach().min()), float(guide.detach().max())
         if low >= 0 and 0 < high <= 1:
             warnings.warn(
                 f"`guide` lies between {low:.3g} and {high:.3g}, but appearance_sigma_rgb={sigma:.3g} is in "
@@ -318,18 +319,20 @@ class DenseCRF(nn.Module):
             guide, self.appearance_sigma_xy.to(guide), self.appearance_sigma_rgb.to(guide)
         )
         try:
-            if not bool(torch.isfinite(features.detach().sum())):
+            try:
+                return build_filter(
+                    features,
+                    method=self.method,
+                    batch=batch_index(batch, height * width, guide.device),
+                    order=self.order,
+                    halo=self.halo,
+                    backend=self.backend,
+                )
+            except ValueError:
                 infinite = torch.nonzero(~torch.isfinite(features.detach()))
                 if len(infinite):
-                    raise CoordinateRangeError("", *infinite[0].tolist())
-            return build_filter(
-                features,
-                method=self.method,
-                batch=batch_index(batch, height * width, guide.device),
-                order=self.order,
-                halo=self.halo,
-                backend=self.backend,
-            )
+                    raise CoordinateRangeError("", *infinite[0].tolist()) from None
+                raise
         except CoordinateRangeError as error:
             of_position = error.axis < POSITION_AXES
             name = "appearance_sigma_xy" if of_position else "appearance_sigma_rgb"
