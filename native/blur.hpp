@@ -9,6 +9,15 @@
 
 namespace hdcrf {
 
+// Call function(p) for each corner; those of colour images in a loop of known length.
+template <typename Function>
+inline void each_corner(int corners, const Function& function) {
+    if (corners == 6)
+        for (int p = 0; p < 6; p++) function(p);
+    else
+        for (int p = 0; p < corners; p++) function(p);
+}
+
 // One round along one axis, for a range of vertices; `stride` numbers in a row, a multiple of the vector's or not.
 template <typename T>
 void blur_round(const T* in, T* out, const int32_t* links, Range range, int64_t stride, T scale) {

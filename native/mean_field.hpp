@@ -17,15 +17,6 @@ namespace hdcrf {
 
 enum class Costs { potts, diagonal, full };
 
-// Call function(p) for each corner; those of colour images in a loop of known length.
-template <typename Function>
-inline void each_corner(int corners, const Function& function) {
-    if (corners == 6)
-        for (int p = 0; p < 6; p++) function(p);
-    else
-        for (int p = 0; p < corners; p++) function(p);
-}
-
 template <typename T>
 struct MeanField {
     int64_t points, labels;

@@ -149,10 +149,14 @@ private:
         std::vector<uint64_t> rank_codes, base_keys;
     };
 
+    // For D dimensions, so that loops over them have known lengths, or for any number if D is 0.
+    template <int D>
     void enclose(int64_t first, int count, Enclosing& found);
+    template <int D>
     void elevate(int64_t first, int count, Vector<T>* elevated) const;
     void extent(int j, Range range, T& low, T& high) const;
     void make_key(int halo, int threads);
+    template <int D>
     void find_cells(Part& part, Range range);
     void merge(std::vector<Part>& parts);
     void grow(int rings);
@@ -191,8 +195,9 @@ private:
 };
 
 template <typename T>
+template <int D>
 void PermutohedralBuild<T>::elevate(int64_t first, int count, Vector<T>* elevated) const {
-    const int size = dimension + 1;
+    const int dimension = D ? D : this->dimension, size = dimension + 1;
     for (int k = 0; k < size; k++) elevated[k] = Vector<T>{};
     for (int j = 0; j < dimension; j++) {
         Vector<T> feature{};
@@ -296,12 +301,13 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
 }
 
 template <typename T>
+template <int D>
 void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) {
-    const int size = dimension + 1;
+    const int dimension = D ? D : this->dimension, size = dimension + 1;
     Vector<T>*const elevated = found.elevated.data(), *const difference = found.difference.data();
     Vector<T>* const by_rank = found.weights.data();
     Integers<T>*const base = found.base.data(), *const rank = found.rank.data();
-    elevate(first, count, elevated);
+    elevate<D>(first, count, elevated);
     const T inverse = T(1) / T(size);
     Vector<T> excess{};
     for (int k = 0; k < size; k++) {
@@ -356,8 +362,9 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) 
 }
 
 template <typename T>
+template <int D>
 void PermutohedralBuild<T>::find_cells(Part& part, Range range) {
-    const int size = dimension + 1;
+    const int dimension = D ? D : this->dimension, size = dimension + 1;
     KeyTable cells(size_t(range.end - range.begin) / 4), vertices(size_t(range.end - range.begin) / 8);
     Enclosing found{size_t(size)};
     std::vector<int32_t> vertex(size_t(dimension) + 2);
@@ -367,7 +374,7 @@ void PermutohedralBuild<T>::find_cells(Part& part, Range range) {
     int32_t previous = -1;
     for (int64_t first = range.begin; first < range.end; first += block) {
         const int count = int(std::min<int64_t>(block, range.end - first));
-        enclose(first, count, found);
+        enclose<D>(first, count, found);
         const auto slot_key = [&](int i) { return found.base_keys[size_t(i)] + mixed(found.rank_codes[size_t(i)] + 1); };
         for (int i = 0; i < count; i++) cells.prefetch(slot_key(i));
         for (int i = 0; i < count; i++) {
@@ -521,7 +528,14 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
     parallel(threads, [&](Team& team, int thread) {
         for (int i = thread; i < threads; i += team.threads) {
             try {
-                find_cells(parts[size_t(i)], share(points, i, threads));
+                Part& part = parts[size_t(i)];
+                const Range range = share(points, i, threads);
+                switch (dimension) {
+                    case 5: find_cells<5>(part, range); break;  // colour images
+                    case 6: find_cells<6>(part, range); break;  // videos and clouds in colour
+                    case 7: find_cells<7>(part, range); break;
+                    default: find_cells<0>(part, range);
+                }
             } catch (...) {
                 errors[size_t(i)] = std::current_exception();
             }

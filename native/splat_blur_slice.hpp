@@ -124,7 +124,8 @@ private:
         const T* w = weights + i * corners;
         const T f = factor ? factor[i] : T(1);
         if (channels == 1) {
-            for (int p = 0; p < corners; p++) to[vertex[p]] += w[p] * (f * values[i]);
+            const T value = f * values[i];
+            each_corner(corners, [&](int p) { to[vertex[p]] += w[p] * value; });
             return;
         }
         for_channels([&](auto wide, int64_t c) {
@@ -145,7 +146,7 @@ private:
         const T f = factor ? factor[i] : T(1);
         if (channels == 1) {
             T total = 0;
-            for (int p = 0; p < corners; p++) total += w[p] * from[vertex[p]];
+            each_corner(corners, [&](int p) { total += w[p] * from[vertex[p]]; });
             out[i] = f * total;
             return;
         }
