@@ -17,7 +17,7 @@ from hdcrf.pairwise import LatticeKernel, PairwiseKernel, SmoothnessKernel
 from hdcrf.smoothing import plain_factors
 from voxel.backend import kernels, plain
 
-__all__ = ["FusedMeanField", "fused_mean_field"]
+__all__ = ["FusedMeanField", "fused_mean_field", "native_mean_field", "single_kernels"]
 
 
 def single_kernels(
@@ -104,9 +104,12 @@ class FusedMeanField:
                 progress(done)
             if last:
                 return target, updated if return_logits else None, done
-            change = None if tolerance is None else float((target - current).abs().max()) / (1 + paired)
+            # The difference of two marginals changes by twice what each does.
+            converged = (
+                tolerance is not None and float((target - current).abs().max()) / (1 + paired) <= tolerance
+            )
             current, spare = target, current
-            if change is not None and tolerance is not None and change <= tolerance:
+            if converged:
                 break
         if paired and updated is not None:
             current = torch.softmax(updated, 1, out=marginals)

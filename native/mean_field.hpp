@@ -45,7 +45,8 @@ struct MeanField {
     // Numbers a vertex takes.
     int64_t stride() const { return pairs() ? 1 : (labels + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
-    // The vertices' values: two sets of (V, stride) for the blur, and one for each thread to splat to.
+    // The vertices' values, (V, stride): a set for each thread to splat to, and one more for the blur. And what each thread
+    // keeps while it goes through its points.
     struct Workspace {
         int threads;
         Buffer<T> blurred;

@@ -132,7 +132,7 @@ public:
             field_.smoothing_weight = nb::cast<T>(of[5]);
             smoothing_ = std::make_unique<Smoothing<T>>(
                 int64_t(factors_[1].size()), int64_t(factors_[2].size()), field_.channels(), factors_[0].data(),
-                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[3].data(), factors_[2].data(),
+                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[2].data(), factors_[3].data(),
                 factors_[4].data()
             );
             field_.smoothing = smoothing_.get();
@@ -141,7 +141,9 @@ public:
     }
 
     bool step(std::optional<Array<T>> previous, Output<T> next, std::optional<Output<T>> updated, bool more) {
-        return field_.step(pointer(previous), next.data(), updated ? updated->data() : nullptr, previous.has_value(), more, space_);
+        return field_.step(
+            pointer(previous), next.data(), updated ? updated->data() : nullptr, previous.has_value(), more, space_
+        );
     }
     int64_t channels() const { return field_.channels(); }
 
@@ -188,8 +190,8 @@ void define_products(nb::module_& module) {
                 int64_t(out.shape(0)), int64_t(out.shape(1)), threads
             );
         },
-        nb::arg("values"), nb::arg("weights"), nb::arg("row_pointers"), nb::arg("columns"), nb::arg("out").noconvert(), nb::arg("threads"),
-        Released()
+        nb::arg("values"), nb::arg("weights"), nb::arg("row_pointers"), nb::arg("columns"),
+        nb::arg("out").noconvert(), nb::arg("threads"), Released()
     );
     module.def(
         "sampled_product",
@@ -199,8 +201,8 @@ void define_products(nb::module_& module) {
                 int64_t(left.shape(1)), threads
             );
         },
-        nb::arg("left"), nb::arg("right"), nb::arg("row_pointers"), nb::arg("columns"), nb::arg("out").noconvert(), nb::arg("threads"),
-        Released()
+        nb::arg("left"), nb::arg("right"), nb::arg("row_pointers"), nb::arg("columns"), nb::arg("out").noconvert(),
+        nb::arg("threads"), Released()
     );
 }
 
@@ -211,8 +213,7 @@ void define(nb::module_& module, const char* mean_field) {
         [](Array<T> values, Output<int64_t> out, int threads) {
             argmax(values.data(), out.data(), int64_t(values.shape(0)), int64_t(values.shape(1)), threads);
         },
-        nb::arg("values"), nb::arg("out").noconvert(), nb::arg("threads"),
-        Released()
+        nb::arg("values"), nb::arg("out").noconvert(), nb::arg("threads"), Released()
     );
     define_products<T, int32_t>(module);
     define_products<T, int64_t>(module);
@@ -230,8 +231,8 @@ void define(nb::module_& module, const char* mean_field) {
             lattice.filter(values.data(), pointer(left), pointer(right), out.data(), threads);
         },
         nb::arg("values"), nb::arg("left").none(), nb::arg("right").none(), nb::arg("cell"), nb::arg("cell_vertices"),
-        nb::arg("weights"), nb::arg("links"), nb::arg("order"), nb::arg("scale"), nb::arg("adjoint"), nb::arg("out").noconvert(),
-        nb::arg("threads")
+        nb::arg("weights"), nb::arg("links"), nb::arg("order"), nb::arg("scale"), nb::arg("adjoint"),
+        nb::arg("out").noconvert(), nb::arg("threads")
     );
     module.def(
         "filter_weights_gradient",
@@ -252,12 +253,12 @@ void define(nb::module_& module, const char* mean_field) {
            Array<T> columns_right, Output<T> out, int threads) {
             const Smoothing<T> smoothing(
                 int64_t(images.shape(1)), int64_t(images.shape(2)), int64_t(images.shape(3)), taps.data(),
-                int64_t(taps.size() / 2), rows_left.data(), rows_right.data(), columns_left.data(), columns_right.data()
+                int64_t(taps.size() / 2), rows_left.data(), columns_left.data(), rows_right.data(), columns_right.data()
             );
             smooth(smoothing, images.data(), out.data(), int64_t(images.shape(0)), threads);
         },
-        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("columns_left"), nb::arg("rows_right"), nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"),
-        Released()
+        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("columns_left"), nb::arg("rows_right"),
+        nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"), Released()
     );
     module.def(
         "corner_kernel",
@@ -298,7 +299,8 @@ void define(nb::module_& module, const char* mean_field) {
         },
         nb::arg("marginals"), nb::arg("gradient"), nb::arg("appearance").none(), nb::arg("smoothness").none(),
         nb::arg("appearance_weight"), nb::arg("smoothness_weight"), nb::arg("own").none(), nb::arg("pairs"),
-        nb::arg("next").noconvert(), nb::arg("total").noconvert(), nb::arg("of_own").noconvert().none(), nb::arg("threads")
+        nb::arg("next").noconvert(), nb::arg("total").noconvert(), nb::arg("of_own").noconvert().none(),
+        nb::arg("threads")
     );
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(
@@ -309,8 +311,8 @@ void define(nb::module_& module, const char* mean_field) {
             nb::arg("reward").none(), nb::arg("threads")
         )
         .def(
-            "step", &MeanFieldRun<T>::step, nb::arg("previous").none(), nb::arg("next").noconvert(), nb::arg("updated").noconvert().none(),
-            nb::arg("more"), Released()
+            "step", &MeanFieldRun<T>::step, nb::arg("previous").none(), nb::arg("next").noconvert(),
+            nb::arg("updated").noconvert().none(), nb::arg("more"), Released()
         )
         .def_prop_ro("channels", &MeanFieldRun<T>::channels);
 }

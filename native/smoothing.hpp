@@ -77,7 +77,7 @@ public:
     // `taps` (2 radius + 1,); `rows_*` (H,) and `columns_*` (W,) factors.
     Smoothing(
         int64_t height, int64_t width, int64_t channels, const T* taps, int64_t radius, const T* rows_left,
-        const T* rows_right, const T* columns_left, const T* columns_right
+        const T* columns_left, const T* rows_right, const T* columns_right
     )
         : height(height), width(width), channels(channels), taps_(taps), radius_(radius), rows_left_(rows_left),
           rows_right_(rows_right), flat_(channels <= lanes<T>) {

@@ -508,8 +508,14 @@ class TestCompile:
 
 class TestBackend:
     def test_reference_calls_no_kernel(self, monkeypatch):
-        monkeypatch.setattr(voxel.backend, "_native", None)
+        class Forbidden:
+            def __getattr__(self, name):
+                raise AssertionError(f"the kernel {name} was called")
+
+        monkeypatch.setattr(voxel.backend, "_native", Forbidden())
         logits, guide = images(3)
+        with pytest.raises(AssertionError, match="the kernel permutohedral was called"):
+            DenseCRF(3)(logits, guide)
         crf = DenseCRF(3, backend="reference")
         crf(logits.requires_grad_(), guide).sum().backward()
         with torch.no_grad():
@@ -554,8 +560,18 @@ def refined_sum():
         return DenseCRF(5, backend="native")(logits, guide)
 
 
-def in_a_fork(expected, queue):
-    queue.put(bool(torch.equal(refined_sum(), expected)))
+def equal_in_a_fork(work, expected):
+    """Run `work` in a forked process and return whether its result has the expected bits."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    # Compared by NumPy: PyTorch's own threads do not survive a fork.
+    process = context.Process(
+        target=lambda: queue.put(bool(np.array_equal(work().numpy(), expected.numpy())))
+    )
+    process.start()
+    equal = queue.get(timeout=60)
+    process.join(timeout=60)
+    return equal and process.exitcode == 0
 
 
 @pytest.mark.default_algorithms
@@ -580,14 +596,7 @@ class TestThreads:
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_after_a_fork(self):
         torch.set_num_threads(1)  # PyTorch's own threads do not survive a fork
-        expected = refined_sum()
-        context = multiprocessing.get_context("fork")
-        queue = context.Queue()
-        process = context.Process(target=in_a_fork, args=(expected, queue))
-        process.start()
-        assert queue.get(timeout=60)
-        process.join(timeout=60)
-        assert process.exitcode == 0
+        assert equal_in_a_fork(refined_sum, refined_sum())
 
     def test_kernels_start_threads_after_a_fork(self):
         # The kernels alone, which start their threads for each call, with as many as they are told.
@@ -614,17 +623,7 @@ class TestThreads:
             return result
 
         torch.rand(1000, 1000).sum()  # so that PyTorch's pool is there, and does not survive
-        expected = run()
-        context = multiprocessing.get_context("fork")
-        queue = context.Queue()
-        # Compared by NumPy: PyTorch's own threads do not survive a fork.
-        process = context.Process(
-            target=lambda: queue.put(bool(np.array_equal(run().numpy(), expected.numpy())))
-        )
-        process.start()
-        assert queue.get(timeout=60)
-        process.join(timeout=60)
-        assert process.exitcode == 0
+        assert equal_in_a_fork(run, run())
 
     def test_other_python_threads_go_on(self):
         operator = build_filter(torch.rand(200_000, 3) * 5, backend="native")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from voxel.backend import kernels, plain
 
-__all__ = ["filter_into", "fused_filter", "fused_filter_weights_gradient", "splat_blur_slice"]
+__all__ = ["filter_into", "fused_filter", "fused_filter_weights_gradient"]
 
 
 @torch.library.custom_op("voxel::fused_filter", mutates_args=())
@@ -49,17 +49,14 @@ def filter_into(
 ) -> Tensor:
     """Do what `fused_filter` does, into a contiguous `result` (N, C)."""
     if values.numel():
-        kernels().filter(
-            plain(values),
-            *(None if factor is None else plain(factor) for factor in (left, right)),
-            *(plain(part) for part in (cell, cell_vertices, weights, links)),
-            order,
-            scale,
-            adjoint,
-            result,
-            torch.get_num_threads(),
-        )
+        arrays = _plain_lattice(left, right, cell, cell_vertices, weights, links)
+        threads = torch.get_num_threads()
+        kernels().filter(plain(values), *arrays, order, scale, adjoint, result, threads)
     return result
+
+
+def _plain_lattice(*parts: Tensor | None) -> list[Tensor | None]:
+    return [None if part is None else plain(part) for part in parts]
 
 
 @torch.library.custom_op("voxel::fused_filter_weights_gradient", mutates_args=())
@@ -79,15 +76,10 @@ def fused_filter_weights_gradient(
     """Return the (N, P) gradient of ⟨gradient, fused_filter(values, weights, …)⟩ in the weights."""
     result = torch.zeros_like(weights, memory_format=torch.contiguous_format)
     if values.numel():
+        arrays = _plain_lattice(left, right, cell, cell_vertices, weights, links)
+        threads = torch.get_num_threads()
         kernels().filter_weights_gradient(
-            *(plain(part) for part in (values, gradient)),
-            *(None if factor is None else plain(factor) for factor in (left, right)),
-            *(plain(part) for part in (cell, cell_vertices, weights, links)),
-            order,
-            scale,
-            adjoint,
-            result,
-            torch.get_num_threads(),
+            plain(values), plain(gradient), *arrays, order, scale, adjoint, result, threads
         )
     return result
 
@@ -125,23 +117,3 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
 
 
 fused_filter.register_autograd(_backward, setup_context=_setup_context)
-
-
-def splat_blur_slice(
-    values: Tensor,
-    weights: Tensor,
-    cell: Tensor,
-    cell_vertices: Tensor,
-    links: Tensor,
-    left: Tensor | None = None,
-    right: Tensor | None = None,
-    *,
-    order: int,
-    scale: float,
-) -> Tensor:
-    """Apply `fused_filter`, without the cost of dispatching where nothing is differentiated."""
-    arguments = (values, weights, cell, cell_vertices, links, left, right, order, scale, False)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        result: Tensor = fused_filter(*arguments)
-        return result
-    return filter_into(torch.empty_like(values, memory_format=torch.contiguous_format), *arguments)

@@ -21,7 +21,7 @@ from voxel.blur import AxisBlur, axis_links, grow
 from voxel.checks import check_matrix, check_same_kind
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.filter_operator import FilterOperator
-from voxel.fused_filter import splat_blur_slice
+from voxel.fused_filter import filter_into, fused_filter
 from voxel.sparse_matrix import SparseMatrix
 
 __all__ = ["Cells", "SplatBlurSlice"]
@@ -200,17 +200,15 @@ class SplatBlurSlice(FilterOperator):
 
         Differentiable in `values` and the features, not in the diagonals.
         """
-        parts = self.structure
-        return splat_blur_slice(
-            values,
-            parts.cells.weights,
-            parts.cells.cell,
-            parts.cell_vertices,
-            parts.links,
-            left,
-            right,
-            order=self.order,
-            scale=scale,
+        parts, cells = self.structure, self.structure.cells
+        arguments = (values, cells.weights, cells.cell, parts.cell_vertices, parts.links, left, right)
+        settings = (self.order, scale, False)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            result: Tensor = fused_filter(*arguments, *settings)
+            return result
+        # What the operation does, without the cost of dispatching to it.
+        return filter_into(
+            torch.empty_like(values, memory_format=torch.contiguous_format), *arguments, *settings
         )
 
     def _target(self, query: Tensor, query_batch: Tensor | None) -> SparseMatrix:
