@@ -7,7 +7,7 @@ goes from one to the other.
 
 from __future__ import annotations
 
-import json
+import ast
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,14 +33,14 @@ def dense_crf(
     logits: Tensor,  # (B, K, H, W)
     guide: Tensor,  # (B, c, H, W)
     parameters: list[Tensor],  # in the order above; the compatibility's, if it has values
-    settings: str,  # DenseCRF's other arguments, in JSON
+    settings: str,  # DenseCRF's other arguments, written as a dict
 ) -> Tensor:
     """Return what a DenseCRF with these parameters and settings returns, (B, K, H, W)."""
     return _forward(logits, guide, parameters, settings).clone(memory_format=torch.contiguous_format)
 
 
 def _forward(logits: Tensor, guide: Tensor, parameters: list[Tensor], settings: str) -> Tensor:
-    arguments: dict[str, Any] = json.loads(settings)
+    arguments: dict[str, Any] = ast.literal_eval(settings)
     values = dict(zip(_PARAMETERS, parameters, strict=False))
     if "compatibility.values" in values:
         arguments["compatibility"] = values["compatibility.values"].detach()

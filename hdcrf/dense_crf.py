@@ -185,17 +185,23 @@ class DenseCRF(nn.Module):
         return parameters if values is None else [*parameters, values]
 
     def _settings(self) -> str:
-        """Return the constructor's other arguments in JSON, for that operation."""
-        tolerance = "null" if self.tolerance is None else self.tolerance
-        # A kernel whose weight is 0 from the start is left out, unless the weight is learned.
-        return (
-            f'{{"num_labels": {self.num_labels}, "iterations": {self.iterations}, '
-            f'"appearance_weight": {int(self._use_appearance)}, '
-            f'"smoothness_weight": {int(self._use_smoothness)}, '
-            f'"normalization": "{self.normalization}", "exclude_self": {str(self.exclude_self).lower()}, '
-            f'"method": "{self.method}", "order": {self.order}, "halo": {self.halo}, '
-            f'"tolerance": {tolerance}, "output": "{self.output}", "backend": "{self.backend}"}}'
-        )
+        """Return the constructor's other arguments, written as a dict, for that operation."""
+        settings = {
+            "num_labels": self.num_labels,
+            "iterations": self.iterations,
+            # A kernel whose weight is 0 from the start is left out, unless the weight is learned.
+            "appearance_weight": int(self._use_appearance),
+            "smoothness_weight": int(self._use_smoothness),
+            "normalization": self.normalization,
+            "exclude_self": self.exclude_self,
+            "method": self.method,
+            "order": self.order,
+            "halo": self.halo,
+            "tolerance": self.tolerance,
+            "output": self.output,
+            "backend": self.backend,
+        }
+        return str(settings)
 
     @full_precision
     def infer(
