@@ -111,6 +111,7 @@ class PermutohedralLattice(SplatBlurSlice):
             features,
             lattice_scale(self.dimension, self.order),
             float(elevation_matrix(self.dimension).abs().sum(1).max()),
+            self.native,
         )
 
     def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> tuple[Cells, Tensor]:

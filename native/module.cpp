@@ -51,20 +51,20 @@ nb::ndarray<nb::numpy, T> owned(Buffer<T>&& content, std::initializer_list<size_
 }
 
 template <typename T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::device::cpu>;  // of any layout
+
+template <typename T>
+Points<T> points_of(const Matrix<T>& features) {
+    return {features.data(), int64_t(features.shape(0)), int(features.shape(1)), features.stride(0), features.stride(1)};
+}
+
+template <typename T>
 nb::object build_permutohedral(
-    nb::ndarray<const T, nb::ndim<2>, nb::device::cpu> features, Array<T> elevation,
+    Matrix<T> features, Array<T> elevation,
     std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
 ) {
-    PermutohedralBuild<T> lattice;
-    lattice.features = features.data();
-    lattice.points = int64_t(features.shape(0));
-    lattice.dimension = int(features.shape(1));
-    lattice.point_stride = features.stride(0);
-    lattice.feature_stride = features.stride(1);
-    lattice.elevation = elevation.data();
-    lattice.batch = pointer(batch);
-    lattice.seed = seed;
-    const size_t size = size_t(lattice.dimension) + 1, points = size_t(lattice.points);
+    PermutohedralBuild<T> lattice(points_of<T>(features), elevation.data(), pointer(batch), seed);
+    const size_t size = size_t(features.shape(1)) + 1, points = size_t(features.shape(0));
     Buffer<int32_t> links;
     bool distinct;
     {
@@ -76,7 +76,7 @@ nb::object build_permutohedral(
         }
     }
     if (!distinct) return nb::none();
-    const size_t cells = size_t(lattice.num_cells()), vertices = size_t(lattice.num_vertices());
+    const size_t cells = size_t(lattice.num_cells), vertices = size_t(lattice.num_vertices());
     return nb::make_tuple(
         owned(std::move(lattice.cell), {points}), owned(std::move(lattice.weights), {points, size}),
         owned(std::move(lattice.cell_vertices), {cells, size}), owned(std::move(lattice.ranks), {cells, size}),
@@ -217,6 +217,13 @@ void define(nb::module_& module, const char* mean_field) {
     );
     define_products<T, int32_t>(module);
     define_products<T, int64_t>(module);
+    module.def(
+        "extents",
+        [](Matrix<T> features, Output<T> low, Output<T> high, int threads) {
+            extents(points_of<T>(features), low.data(), high.data(), threads);
+        },
+        nb::arg("features"), nb::arg("low").noconvert(), nb::arg("high").noconvert(), nb::arg("threads"), Released()
+    );
     module.def(
         "permutohedral", &build_permutohedral<T>, nb::arg("features"), nb::arg("elevation"), nb::arg("batch").none(),
         nb::arg("halo"), nb::arg("seed"), nb::arg("threads")

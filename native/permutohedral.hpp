@@ -5,6 +5,9 @@
 // coordinate being implied. That becomes one 64-bit key, linear in k and y: steps along an axis are additions to the
 // key. Where the extents multiply to more than 2⁶³, the multipliers are random odd numbers, and every match is
 // compared in full; should two vertices share a key, `build` says so, and its caller draws other multipliers.
+//
+// Threads find the cells of one part of the points each, and then the vertices of one share of the keys each, so that
+// no two threads write to one table. Vertices are numbered by where they come first, whatever thread found them.
 
 #pragma once
 
@@ -12,6 +15,8 @@
 #include <exception>
 #include <limits>
 
+#include "coordinate_range.hpp"
+#include "key_table.hpp"
 #include "threads.hpp"
 #include "vectors.hpp"
 
@@ -21,151 +26,118 @@ struct VertexKey {
     std::vector<uint64_t> multipliers;  // of y_0 … y_{d-1}; that of the remainder is 1
     uint64_t batch_multiplier = 0;
     uint64_t offset = 0;
-    bool exact = false;
+    bool exact = false;       // no two vertices share a key
+    uint64_t rank_codes = 0;  // where key · rank_codes + code of the ranks tells all cells apart; otherwise 0
 };
 
-inline uint64_t mixed(uint64_t key) {
-    key ^= key >> 32;
-    key *= 0x9E3779B97F4A7C15u;
-    return key ^ (key >> 29);
+// Run work(i) for each i below `count` on that many threads, and throw what one of them threw.
+template <typename Work>
+void each_of(int count, const Work& work) {
+    std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
+    parallel(count, [&](Team& team, int thread) {
+        for (int i = thread; i < count; i += team.threads) {
+            try {
+                work(i);
+            } catch (...) {
+                errors[size_t(i)] = std::current_exception();
+            }
+        }
+    });
+    for (auto& error : errors)
+        if (error) std::rethrow_exception(error);
 }
 
-// Open addressing with linear probing, from 64-bit keys to indices.
-class KeyTable {
-public:
-    struct Slot {
-        uint64_t key;
-        int32_t index;  // -1: free
-    };
-
-    explicit KeyTable(size_t expected) { allocate(expected); }
-
-    void prefetch(uint64_t key) const { __builtin_prefetch(&slots_[mixed(key) & mask_]); }
-
-    // The index of the key, or -1; `same(index)` tells keys apart that are only hashes.
-    template <typename Same>
-    int32_t find(uint64_t key, const Same& same) const {
-        for (size_t place = mixed(key) & mask_;; place = (place + 1) & mask_) {
-            const Slot& slot = slots_[place];
-            if (slot.index < 0) return -1;
-            if (slot.key == key && same(slot.index)) return slot.index;
-        }
-    }
-
-    // The index of the key; if it is new, it gets the index `next`.
-    template <typename Same>
-    int32_t insert(uint64_t key, int32_t next, const Same& same) {
-        size_t place = mixed(key) & mask_;
-        for (;; place = (place + 1) & mask_) {
-            const Slot& slot = slots_[place];
-            if (slot.index < 0) break;
-            if (slot.key == key && same(slot.index)) return slot.index;
-        }
-        slots_[place] = {key, next};
-        if (++count_ * 2 > mask_) grow();
-        return next;
-    }
-
-private:
-    void allocate(size_t expected) {
-        size_t size = 64;
-        while (size < expected * 2) size *= 2;
-        slots_.assign(size, Slot{0, -1});
-        mask_ = size - 1;
-    }
-
-    void grow() {
-        std::vector<Slot> old = std::move(slots_);
-        allocate(old.size());
-        for (const Slot& slot : old) {
-            if (slot.index < 0) continue;
-            size_t place = mixed(slot.key) & mask_;
-            while (slots_[place].index >= 0) place = (place + 1) & mask_;
-            slots_[place] = slot;
-        }
-    }
-
-    std::vector<Slot> slots_;
-    size_t mask_ = 0, count_ = 0;
-};
-
 template <typename T>
-struct PermutohedralBuild {
-    // What comes in.
-    const T* features;  // feature j of point i at features[i * point_stride + j * feature_stride]
-    int64_t points, point_stride, feature_stride;
-    int dimension;
-    const T* elevation;    // (d+1, d)
-    const int32_t* batch;  // (N,) or null
-    uint64_t seed;         // of random multipliers
+class PermutohedralBuild {
+public:
+    // Of points, from the (d+1, d) elevation, and their (N,) batch indices or null; the seed is that of the random
+    // multipliers.
+    PermutohedralBuild(Points<T> features, const T* elevation, const int32_t* batch, uint64_t seed)
+        : features(features), points(features.count), dimension(features.dimension), elevation(elevation), batch(batch),
+          seed(seed) {}
 
     // What comes out.
-    Buffer<int32_t> cell;             // (N,)
-    Buffer<T> weights;                // (N, d+1)
-    std::vector<int32_t> cell_vertices;  // (M, d+1)
-    std::vector<int16_t> ranks;          // (M, d+1)
-    std::vector<int32_t> coordinates;    // (V, [1 +] d) batch first if any, then the first d coordinates
-    std::vector<uint64_t> keys;          // (V,)
-    bool collided = false;
-
-    VertexKey key;
-    std::vector<KeyTable> table;  // of all vertices, once built
+    int64_t num_cells = 0;
+    Buffer<int32_t> cell;              // (N,)
+    Buffer<T> weights;                 // (N, d+1)
+    Buffer<int32_t> cell_vertices;     // (M, d+1)
+    Buffer<int16_t> ranks;             // (M, d+1)
+    Buffer<int32_t> coordinates;       // (V, [1 +] d) batch first if any, then the first d coordinates
 
     int64_t num_vertices() const { return int64_t(keys.size()); }
-    int64_t num_cells() const { return int64_t(cell_vertices.size()) / (dimension + 1); }
 
     bool build(int halo, int threads);
     void link(int32_t* out, int threads) const;
 
 private:
-    // A cell is known by its vertex of remainder 0 and by its ranks, four bits for each.
-    struct CellKey {
-        uint64_t base, ranks;
-        bool operator==(const CellKey& other) const { return base == other.base && ranks == other.ranks; }
-    };
+    const Points<T> features;
+    const int64_t points;
+    const int dimension;
+    const T* const elevation;
+    const int32_t* const batch;
+    const uint64_t seed;
 
-    // What one thread found in its part of the points.
+    VertexKey key;
+    std::vector<uint64_t> keys;          // (V,)
+    std::vector<uint8_t> remainders;     // (V,)
+    std::atomic<bool> collided{false};
+
+    // The cells that one thread found in its part of the points: for each, the remainder-0 vertex of its simplex, and
+    // the ranks of the coordinates. There is room for a cell for each point; memory is taken when it is written to.
     struct Part {
-        std::vector<CellKey> cell_keys;  // (m,)
-        std::vector<int32_t> bases;      // (m, d + 1): batch, y of the simplex's remainder-0 vertex
-        std::vector<int16_t> ranks;      // (m, d+1)
-        std::vector<int32_t> corners;  // (m, d+1) vertices, numbered within the part
-        std::vector<uint64_t> keys;    // (v,)
-        std::vector<int32_t> vertices;  // (v, 2 + d): batch, k, y
-        bool failed = false;
+        Part(Range points, size_t size)
+            : points(points), base_keys(size_t(points.end - points.begin)),
+              bases(size_t(points.end - points.begin) * size), ranks(size_t(points.end - points.begin) * size) {}
+        Range points;
+        Buffer<uint64_t> base_keys;    // (m,)
+        Buffer<int32_t> bases;         // (m, d+1): batch, y_0 … y_{d-1}
+        Buffer<int16_t> ranks;         // (m, d+1)
+        int64_t cells = 0, first = 0;  // m, and the number of the first among all cells
     };
+    std::vector<Part> parts;
 
+    // The vertices whose keys one thread answers for.
+    struct Share {
+        explicit Share(size_t expected) : table(expected) {}
+        KeyTable table;                 // from keys to numbers within the share
+        std::vector<uint64_t> keys;     // (v,)
+        std::vector<int64_t> corners;   // (v,) where it was found first: cell · (d+1) + remainder
+        std::vector<int32_t> numbers;   // (v,) among all vertices
+    };
+    std::vector<Share> shares;  // 2^log_shares
+    int log_shares = 0;
+
+    static constexpr uint32_t first_time = uint32_t(1) << 31;
     static constexpr int block = lanes<T>;
+    static constexpr int blocks = 8;  // enclosed before they are looked up, so that memory is asked for in time
 
-    // The simplices around a block of points, a vector a coordinate.
+    // The simplices around some blocks of points, a vector a coordinate.
     struct Enclosing {
         explicit Enclosing(size_t size)
-            : elevated(size), difference(size), weights(size), base(size), rank(size), bases(block * (size + 1)),
-              ranks(block * size), rank_codes(block), base_keys(block) {}
-        Buffer<Vector<T>> elevated, difference, weights;
+            : elevated(size), difference(size), by_rank(size), base(blocks * size), rank(blocks * size),
+              base_keys(blocks * block), cell_keys(blocks * block) {}
+        Buffer<Vector<T>> elevated, difference, by_rank;
         Buffer<Integers<T>> base, rank;
-        std::vector<int32_t> bases;  // (block, d+1): batch, y of the remainder-0 vertex
-        std::vector<int16_t> ranks;  // (block, d+1)
-        std::vector<uint64_t> rank_codes, base_keys;
+        std::vector<uint64_t> base_keys, cell_keys;
     };
 
     // For D dimensions, so that loops over them have known lengths, or for any number if D is 0.
     template <int D>
-    void enclose(int64_t first, int count, Enclosing& found);
+    void enclose(int64_t first, int count, int at, Enclosing& found);
     template <int D>
     void elevate(int64_t first, int count, Vector<T>* elevated) const;
-    void extent(int j, Range range, T& low, T& high) const;
     void make_key(int halo, int threads);
     template <int D>
-    void find_cells(Part& part, Range range);
-    void merge(std::vector<Part>& parts);
+    void find_cells(Part& part);
+    template <int D>
+    void find_vertices(int own);
+    void number(Team& team, int thread);
     void grow(int rings);
 
-    int remainder(int64_t v) const {
-        const int size = dimension + 1;
-        const int32_t coordinate = coordinates[size_t(v) * width() + width() - 1];
-        return int(((coordinate % size) + size) % size);
-    }
+    // The share of a key: there are 2^log_shares.
+    size_t owner(uint64_t mixed_key) const { return size_t(mixed_key >> 40) & (shares.size() - 1); }
+
+
     size_t width() const { return size_t(dimension) + (batch ? 1 : 0); }
 
     // What one step along an axis adds to the key of a vertex with a remainder. From k to k - 1, y_axis grows by
@@ -187,10 +159,28 @@ private:
         return true;
     }
 
-    uint64_t key_of(const int32_t* vertex) const {  // batch, k, y
-        uint64_t value = key.offset + uint64_t(int64_t(vertex[1])) + key.batch_multiplier * uint64_t(int64_t(vertex[0]));
-        for (int j = 0; j < dimension; j++) value += key.multipliers[size_t(j)] * uint64_t(int64_t(vertex[2 + j]));
-        return value;
+    // Write batch and coordinates of corner k of a part's cell. It has the remainder k and y_j = b_j - [rank_j > d - k]:
+    // one coordinate more wraps at each corner.
+    void write_corner(const Part& part, int64_t cell, int k, int32_t* to) const {
+        const int size = dimension + 1;
+        const int32_t* base = part.bases.data() + cell * size;
+        const int16_t* rank = part.ranks.data() + cell * size;
+        if (batch) *to++ = base[0];
+        for (int j = 0; j < dimension; j++) to[j] = size * (base[1 + j] - (rank[j] > dimension - k)) + k;
+    }
+    void write_corner(int64_t corner, int32_t* to) const {
+        const int64_t cell = corner / (dimension + 1);
+        size_t part = parts.size() - 1;
+        while (cell < parts[part].first) part--;
+        write_corner(parts[part], cell - parts[part].first, int(corner % (dimension + 1)), to);
+    }
+
+    // Whether two corners, numbered through all cells, are one vertex.
+    bool same_vertex(int64_t one, int64_t other) const {
+        std::vector<int32_t> a(width()), b(width());
+        write_corner(one, a.data());
+        write_corner(other, b.data());
+        return a == b;
     }
 };
 
@@ -198,39 +188,19 @@ template <typename T>
 template <int D>
 void PermutohedralBuild<T>::elevate(int64_t first, int count, Vector<T>* elevated) const {
     const int dimension = D ? D : this->dimension, size = dimension + 1;
+    const int64_t point_stride = features.point_stride;
+#pragma GCC unroll 8
     for (int k = 0; k < size; k++) elevated[k] = Vector<T>{};
+#pragma GCC unroll 8
     for (int j = 0; j < dimension; j++) {
         Vector<T> feature{};
-        const T* from = features + first * point_stride + j * feature_stride;
+        const T* from = features.data + first * point_stride + j * features.feature_stride;
         if (point_stride == 1 && count == block)
             feature = load(from);
         else
             for (int i = 0; i < count; i++) feature[i] = from[i * point_stride];
+#pragma GCC unroll 8
         for (int k = 0; k < size; k++) elevated[k] += elevation[k * dimension + j] * feature;
-    }
-}
-
-// The least and the largest of feature j.
-template <typename T>
-void PermutohedralBuild<T>::extent(int j, Range range, T& low, T& high) const {
-    const T* from = features + j * feature_stride;
-    low = high = from[range.begin * point_stride];
-    int64_t i = range.begin;
-    if (point_stride == 1) {
-        Vector<T> lows = broadcast(low), highs = lows;
-        for (; i + lanes<T> <= range.end; i += lanes<T>) {
-            const Vector<T> value = load(from + i);
-            lows = value < lows ? value : lows;
-            highs = value > highs ? value : highs;
-        }
-        for (int lane = 0; lane < lanes<T>; lane++) {
-            low = std::min(low, T(lows[lane]));
-            high = std::max(high, T(highs[lane]));
-        }
-    }
-    for (; i < range.end; i++) {
-        low = std::min(low, from[i * point_stride]);
-        high = std::max(high, from[i * point_stride]);
     }
 }
 
@@ -244,28 +214,16 @@ inline Vector<T> nearest(Vector<T> x) {
 template <typename T>
 void PermutohedralBuild<T>::make_key(int halo, int threads) {
     const int size = dimension + 1;
-    // The extent of each feature, and so of each coordinate.
-    const size_t d = size_t(dimension);
-    const int parts = int(std::min<int64_t>(points, useful_threads(threads, points * dimension, 1 << 18)));
-    std::vector<T> low(d * size_t(parts)), high(d * size_t(parts));
-    parallel(parts, [&](Team& team, int thread) {
-        for (int part = thread; part < parts; part += team.threads)
-            for (int j = 0; j < dimension; j++)
-                extent(j, share(points, part, parts), low[size_t(part) * d + size_t(j)], high[size_t(part) * d + size_t(j)]);
-    });
-    for (int part = 1; part < parts; part++)
-        for (size_t j = 0; j < d; j++) {
-            low[j] = std::min(low[j], low[size_t(part) * d + j]);
-            high[j] = std::max(high[j], high[size_t(part) * d + j]);
-        }
+    std::vector<T> low(static_cast<size_t>(dimension)), high(low.size());
+    extents(features, low.data(), high.data(), threads);
     int32_t last_batch = 0;
     if (batch)
         for (int64_t i = 0; i < points; i++) last_batch = std::max(last_batch, batch[i]);
 
     key.multipliers.assign(size_t(dimension), 0);
     key.exact = true;
-    // y lies within one of the rounded coordinate, and a step further for neighbours, with room for rounding, and for each
-    // ring of the halo.
+    // y lies within one of the rounded coordinate, and a step further for neighbours, with room for rounding, and for
+    // each ring of the halo.
     std::vector<int64_t> origin(size_t(dimension), 0);
     unsigned __int128 product = unsigned(size);
     for (int j = 0; j < dimension; j++) {
@@ -296,20 +254,31 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
         for (auto& multiplier : key.multipliers) multiplier = draw();
         key.batch_multiplier = draw();
     }
+    unsigned __int128 codes = 1;
+    for (int j = 0; j < dimension && !(codes >> 31); j++) codes *= unsigned(size);
+    key.rank_codes = key.exact && !(codes >> 31) && !((product * codes) >> 63) ? uint64_t(codes) : 0;
     key.offset = 0;
     for (int j = 0; j < dimension; j++) key.offset -= key.multipliers[size_t(j)] * uint64_t(origin[size_t(j)]);
 }
 
+// Find the simplices around `count` points from `first` on, and put them at place `at`, a multiple of a block.
 template <typename T>
 template <int D>
-void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) {
+void PermutohedralBuild<T>::enclose(int64_t first, int count, int at, Enclosing& found) {
     const int dimension = D ? D : this->dimension, size = dimension + 1;
-    Vector<T>*const elevated = found.elevated.data(), *const difference = found.difference.data();
-    Vector<T>* const by_rank = found.weights.data();
-    Integers<T>*const base = found.base.data(), *const rank = found.rank.data();
+    // Where their number is known, what is worked with can stay in registers.
+    Vector<T> known[3][D ? D + 1 : 1];
+    Vector<T>* const elevated = D ? known[0] : found.elevated.data();
+    Vector<T>* const difference = D ? known[1] : found.difference.data();
+    Vector<T>* const by_rank = D ? known[2] : found.by_rank.data();
+    Integers<T> known_rank[D ? D + 1 : 1];
+    Integers<T>* const base = found.base.data() + at / block * size;
+    Integers<T>* const to_rank = found.rank.data() + at / block * size;
+    Integers<T>* const rank = D ? known_rank : to_rank;
     elevate<D>(first, count, elevated);
     const T inverse = T(1) / T(size);
     Vector<T> excess{};
+#pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
         const Vector<T> rounded = nearest<T>(elevated[k] * inverse);
         base[k] = __builtin_convertvector(rounded, Integers<T>);
@@ -317,7 +286,9 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) 
         excess += rounded;
         rank[k] = Integers<T>{} + (size - 1 - k);
     }
+#pragma GCC unroll 8
     for (int i = 0; i < size - 1; i++)
+#pragma GCC unroll 8
         for (int j = i + 1; j < size; j++) {
             const Integers<T> first_is_larger = difference[i] >= difference[j];  // -1 or 0
             rank[j] -= first_is_larger;
@@ -325,160 +296,184 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, Enclosing& found) 
         }
     // Where the rounded coordinates do not sum to zero, those of the lowest or highest rank move by one.
     const Integers<T> surplus = __builtin_convertvector(excess, Integers<T>);
+    Integers<T> codes{};
+#pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
         Integers<T> r = rank[k] + surplus;
         const Integers<T> below = r < 0, above = r >= size;  // -1 or 0
-        rank[k] = r = r - size * below + size * above;
+        to_rank[k] = rank[k] = r = r - size * below + size * above;
+        if (k < dimension) codes = codes * size + r;
         base[k] = base[k] - below + above;
         difference[k] = elevated[k] - T(size) * __builtin_convertvector(base[k], Vector<T>);
     }
     // Weights of the corners, from the differences in the order of their ranks.
+#pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
         Vector<T> of_rank{};
+#pragma GCC unroll 8
         for (int j = 0; j < size; j++) of_rank = rank[j] == k ? difference[j] : of_rank;
         by_rank[k] = of_rank;
     }
     T* const to = weights.data() + first * size;
+#pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
         const Vector<T> w = k == 0 ? T(1) - (by_rank[0] - by_rank[dimension]) * inverse
                                    : (by_rank[dimension - k] - by_rank[dimension - k + 1]) * inverse;
         for (int i = 0; i < count; i++) to[i * size + k] = w[i];
     }
     for (int i = 0; i < count; i++) {
-        int32_t* b = &found.bases[size_t(i * size)];
-        int16_t* r = &found.ranks[size_t(i * size)];
-        b[0] = batch ? batch[first + i] : 0;
-        uint64_t code = 0, place = key.offset + key.batch_multiplier * uint64_t(int64_t(b[0]));
-        for (int j = 0; j < dimension; j++) {
-            b[1 + j] = int32_t(base[j][i]);
-            r[j] = int16_t(rank[j][i]);
-            place += key.multipliers[size_t(j)] * uint64_t(int64_t(b[1 + j]));
-            code = (code << 4 | code >> 60) ^ uint64_t(r[j]);
-        }
-        r[dimension] = int16_t(rank[dimension][i]);
-        found.base_keys[size_t(i)] = place;
-        found.rank_codes[size_t(i)] = code;
+        uint64_t place = key.offset;
+        if (batch) place += key.batch_multiplier * uint64_t(int64_t(batch[first + i]));
+#pragma GCC unroll 8
+        for (int j = 0; j < dimension; j++) place += key.multipliers[size_t(j)] * uint64_t(int64_t(base[j][i]));
+        const uint64_t code = uint64_t(int64_t(codes[i]));
+        found.base_keys[size_t(at + i)] = place;
+        found.cell_keys[size_t(at + i)] = key.rank_codes ? place * key.rank_codes + code : place + mixed(code + 1);
     }
 }
 
 template <typename T>
 template <int D>
-void PermutohedralBuild<T>::find_cells(Part& part, Range range) {
+void PermutohedralBuild<T>::find_cells(Part& part) {
+    const Range range = part.points;
     const int dimension = D ? D : this->dimension, size = dimension + 1;
-    KeyTable cells(size_t(range.end - range.begin) / 4), vertices(size_t(range.end - range.begin) / 8);
+    KeyTable cells(size_t(range.end - range.begin) / 4);
     Enclosing found{size_t(size)};
-    std::vector<int32_t> vertex(size_t(dimension) + 2);
-    std::vector<uint64_t> corner_keys(size_t(size), 0), multiplier_of_rank(size_t(size), 0);
-    const bool exact = key.exact && dimension <= 15;
-    CellKey previous_key{0, 0};
+    uint64_t previous_key = 0;
     int32_t previous = -1;
-    for (int64_t first = range.begin; first < range.end; first += block) {
-        const int count = int(std::min<int64_t>(block, range.end - first));
-        enclose<D>(first, count, found);
-        const auto slot_key = [&](int i) { return found.base_keys[size_t(i)] + mixed(found.rank_codes[size_t(i)] + 1); };
-        for (int i = 0; i < count; i++) cells.prefetch(slot_key(i));
+    for (int64_t first = range.begin; first < range.end; first += blocks * block) {
+        const int count = int(std::min<int64_t>(blocks * block, range.end - first));
+        for (int at = 0; at < count; at += block) enclose<D>(first + at, std::min(block, count - at), at, found);
+        for (int i = 0; i < count; i++) cells.prefetch(mixed(found.cell_keys[size_t(i)]));
         for (int i = 0; i < count; i++) {
-            const int16_t* r = &found.ranks[size_t(i * size)];
-            const int32_t* b = &found.bases[size_t(i * size)];
-            const CellKey own{found.base_keys[size_t(i)], found.rank_codes[size_t(i)]};
-            const auto same = [&](int32_t cell) {
-                return own == part.cell_keys[size_t(cell)] &&
-                       (exact || (std::equal(b, b + size, &part.bases[size_t(cell) * size_t(size)]) &&
-                                  std::equal(r, r + size, &part.ranks[size_t(cell) * size_t(size)])));
+            const Integers<T>* const base = found.base.data() + i / block * size;
+            const Integers<T>* const rank = found.rank.data() + i / block * size;
+            const int lane = i % block;
+            const int32_t of_batch = batch ? batch[first + i] : 0;
+            const auto same = [&](int32_t other) {
+                if (key.rank_codes) return true;
+                const int32_t* other_base = part.bases.data() + int64_t(other) * size;
+                const int16_t* other_rank = part.ranks.data() + int64_t(other) * size;
+                if (other_base[0] != of_batch) return false;
+                for (int j = 0; j < dimension; j++)
+                    if (other_base[1 + j] != base[j][lane] || other_rank[j] != rank[j][lane]) return false;
+                return true;
             };
-            if (previous >= 0 && own == previous_key && same(previous)) {  // as neighbouring pixels often are
-                cell[size_t(first + i)] = previous;
-                continue;
-            }
-            const int32_t fresh = int32_t(part.cell_keys.size());
-            previous_key = own;
-            previous = cells.insert(slot_key(i), fresh, same);
-            cell[size_t(first + i)] = previous;
-            if (previous != fresh) continue;
-            part.cell_keys.push_back(own);
-            part.bases.insert(part.bases.end(), b, b + size);
-            part.ranks.insert(part.ranks.end(), r, r + size);
-            // Corner k has the remainder k and y_j = b_j - [rank_j > d - k]: one coordinate more wraps at each corner.
-            for (int j = 0; j < dimension; j++) multiplier_of_rank[size_t(r[j])] = key.multipliers[size_t(j)];
-            multiplier_of_rank[size_t(r[dimension])] = 0;
-            corner_keys[0] = own.base;
-            for (int k = 1; k < size; k++)
-                corner_keys[size_t(k)] = corner_keys[size_t(k - 1)] + 1 - multiplier_of_rank[size_t(dimension - k + 1)];
-            for (int k = 0; k < size; k++) vertices.prefetch(corner_keys[size_t(k)]);
-            for (int k = 0; k < size; k++) {
-                const auto write_vertex = [&]() {
-                    vertex[0] = b[0];
-                    vertex[1] = k;
-                    for (int j = 0; j < dimension; j++) vertex[size_t(2 + j)] = b[1 + j] - (r[j] > dimension - k);
-                };
-                const auto same_vertex = [&](int32_t other) {
-                    if (key.exact) return true;
-                    write_vertex();
-                    if (!std::equal(vertex.begin(), vertex.end(), &part.vertices[size_t(other) * vertex.size()]))
-                        part.failed = true;
-                    return true;
-                };
-                const int32_t next = int32_t(part.keys.size());
-                const int32_t index = vertices.insert(corner_keys[size_t(k)], next, same_vertex);
-                if (index == next) {
-                    write_vertex();
-                    part.keys.push_back(corner_keys[size_t(k)]);
-                    part.vertices.insert(part.vertices.end(), vertex.begin(), vertex.end());
+            const uint64_t own = found.cell_keys[size_t(i)];
+            if (previous < 0 || own != previous_key || !same(previous)) {  // as neighbouring pixels often are
+                const int32_t next = int32_t(part.cells);
+                previous = cells.insert(own, mixed(own), next, same);
+                previous_key = own;
+                if (previous == next) {
+                    part.base_keys[size_t(part.cells)] = found.base_keys[size_t(i)];
+                    int32_t* const new_base = part.bases.data() + part.cells * size;
+                    int16_t* const new_rank = part.ranks.data() + part.cells * size;
+                    part.cells++;
+                    new_base[0] = of_batch;
+                    for (int j = 0; j < dimension; j++) new_base[1 + j] = int32_t(base[j][lane]);
+                    for (int j = 0; j < size; j++) new_rank[j] = int16_t(rank[j][lane]);
                 }
-                part.corners.push_back(index);
             }
+            cell[size_t(first + i)] = previous;
         }
     }
 }
 
+// Find those vertices of all cells that are in one's own share, and write down at each corner which vertex of which
+// share it is, as number << log_shares | share, and in the highest bit whether it is there for the first time.
 template <typename T>
-void PermutohedralBuild<T>::merge(std::vector<Part>& parts) {
-    const int size = dimension + 1;
-    const size_t length = size_t(dimension) + 2;
-    size_t most = 0, cells = 0;
-    for (const Part& part : parts) {
-        most += part.keys.size();
-        cells += part.corners.size();
-        collided = collided || part.failed;
-    }
-    table.clear();
-    table.emplace_back(most);
-    keys.reserve(most);
-    cell_vertices.reserve(cells);
-    ranks.reserve(cells);
-    std::vector<int32_t> vertices, number;
-    vertices.reserve(most * length);
-    std::vector<int32_t> first_cell;
-    constexpr size_t ahead = 16;
-    for (Part& part : parts) {
-        first_cell.push_back(int32_t(cell_vertices.size() / size_t(size)));
-        number.resize(part.keys.size());
-        for (size_t v = 0; v < part.keys.size(); v++) {
-            if (v + ahead < part.keys.size()) table[0].prefetch(part.keys[v + ahead]);
-            const int32_t* vertex = &part.vertices[v * length];
+template <int D>
+void PermutohedralBuild<T>::find_vertices(int own) {
+    const int dimension = D ? D : this->dimension, size = dimension + 1;
+    constexpr size_t together = 16;  // cells
+    Share& share = shares[size_t(own)];
+    std::vector<uint64_t> corner_keys(together * size_t(size)), hashes(together * size_t(size));
+    std::vector<int> corners(together * size_t(size));  // those that are in the share
+    // What coordinate j of a rank takes from the key at corner k, once it has wrapped, padded to whole vectors.
+    const int padded = (size + 3) / 4 * 4;
+    std::vector<uint64_t> wraps(size_t(dimension * size * padded), 0), any_length(size_t(padded), 0);
+    uint64_t known_length[D ? (D + 4) / 4 * 4 : 1];
+    uint64_t* const corner = D ? known_length : any_length.data();
+    for (int j = 0; j < dimension; j++)
+        for (int rank = 0; rank < size; rank++)
+            for (int k = dimension - rank + 1; k < size; k++)
+                wraps[size_t((j * size + rank) * padded + k)] = key.multipliers[size_t(j)];
+    const auto find = [&](const Part& part, int64_t first, int count) {
+        for (int i = 0; i < count; i++) {
+            const int16_t* rank = part.ranks.data() + (first + i) * size;
+            const uint64_t base = part.base_keys[size_t(first + i)];
+#pragma GCC unroll 8
+            for (int k = 0; k < padded; k++) corner[k] = base + uint64_t(k);
+#pragma GCC unroll 8
+            for (int j = 0; j < dimension; j++) {
+                const uint64_t* wrap = &wraps[size_t((j * size + rank[j]) * padded)];
+#pragma GCC unroll 8
+                for (int k = 0; k < padded; k++) corner[k] -= wrap[k];
+            }
+            std::copy_n(corner, size, &corner_keys[size_t(i * size)]);
+        }
+        int owned = 0;
+        for (int i = 0; i < count * size; i++) {
+            const uint64_t hash = mixed(corner_keys[size_t(i)]);
+            hashes[size_t(owned)] = hash;
+            corners[size_t(owned)] = i;
+            owned += owner(hash) == size_t(own);
+        }
+        for (int i = 0; i < owned; i++) share.table.prefetch(hashes[size_t(i)]);
+        for (int i = 0; i < owned; i++) {
+            const int place = corners[size_t(i)];
+            const int64_t corner = (part.first + first) * size + place;
+            const int32_t next = int32_t(share.keys.size());
             const auto same = [&](int32_t other) {
-                if (!key.exact && !std::equal(vertex, vertex + length, &vertices[size_t(other) * length])) collided = true;
+                if (!key.exact && !same_vertex(corner, share.corners[size_t(other)])) collided = true;
                 return true;
             };
-            const int32_t next = int32_t(keys.size());
-            number[v] = table[0].insert(part.keys[v], next, same);
-            if (number[v] == next) {
-                keys.push_back(part.keys[v]);
-                vertices.insert(vertices.end(), vertex, vertex + length);
+            const int32_t index = share.table.insert(corner_keys[size_t(place)], hashes[size_t(i)], next, same);
+            if (index == next) {
+                share.keys.push_back(corner_keys[size_t(place)]);
+                share.corners.push_back(corner);
             }
+            const uint32_t is_new = index == next ? first_time : 0;
+            cell_vertices[size_t(corner)] = int32_t(uint32_t(index) << log_shares | uint32_t(own) | is_new);
         }
-        for (int32_t corner : part.corners) cell_vertices.push_back(number[size_t(corner)]);
-        ranks.insert(ranks.end(), part.ranks.begin(), part.ranks.end());
+    };
+    for (const Part& part : parts)
+        for (int64_t first = 0; first < part.cells; first += together)
+            find(part, first, int(std::min<int64_t>(together, part.cells - first)));
+}
+
+// Number the vertices in the order of the corners where they are first, and the cells of all parts.
+template <typename T>
+void PermutohedralBuild<T>::number(Team& team, int thread) {
+    const int size = dimension + 1;
+    const uint32_t last_share = uint32_t(shares.size()) - 1;
+    for (size_t p = size_t(thread); p < parts.size(); p += size_t(team.threads)) {
+        const Part& part = parts[p];
+        std::copy_n(part.ranks.data(), part.cells * size, ranks.data() + part.first * size);
+        if (part.first)
+            for (int64_t i = part.points.begin; i < part.points.end; i++) cell[size_t(i)] += int32_t(part.first);
+        size_t v = 0;  // as many vertices as there are in the parts before
+        for (const Share& share : shares) {
+            const auto begin = share.corners.begin();
+            v += size_t(std::lower_bound(begin, share.corners.end(), part.first * size) - begin);
+        }
+        for (int64_t own = 0; own < part.cells; own++)
+            for (int k = 0; k < size; k++) {
+                const uint32_t code = uint32_t(cell_vertices[size_t((part.first + own) * size + k)]);
+                if (!(code & first_time)) continue;
+                Share& share = shares[code & last_share];
+                const size_t index = (code & ~first_time) >> log_shares;
+                share.numbers[index] = int32_t(v);
+                keys[v] = share.keys[index];
+                remainders[v] = uint8_t(k);
+                write_corner(part, own, k, &coordinates[v++ * width()]);
+            }
     }
-    for (size_t i = 1; i < parts.size(); i++) {
-        const Range range = share(points, int(i), int(parts.size()));
-        for (int64_t point = range.begin; point < range.end; point++) cell[size_t(point)] += first_cell[i];
-    }
-    coordinates.reserve(keys.size() * (length - 1));
-    for (size_t v = 0; v < keys.size(); v++) {
-        const int32_t* vertex = &vertices[v * length];
-        if (batch) coordinates.push_back(vertex[0]);
-        for (int j = 0; j < dimension; j++) coordinates.push_back(size * vertex[2 + j] + vertex[1]);
+    team.wait();
+    const Range range = share(num_cells * size, thread, team.threads);
+    for (int64_t corner = range.begin; corner < range.end; corner++) {
+        const uint32_t code = uint32_t(cell_vertices[size_t(corner)]) & ~first_time;
+        cell_vertices[size_t(corner)] = shares[code & last_share].numbers[code >> log_shares];
     }
 }
 
@@ -486,28 +481,35 @@ void PermutohedralBuild<T>::merge(std::vector<Part>& parts) {
 template <typename T>
 void PermutohedralBuild<T>::grow(int rings) {
     const int size = dimension + 1, ahead = batch ? 1 : 0;
-    std::vector<int32_t> fresh(width());
     int64_t begin = 0;
     for (int ring = 0; ring < rings; ring++) {
-        const int64_t end = num_vertices();
+        const int64_t end = num_vertices(), most = end + (end - begin) * 2 * size;
+        Buffer<int32_t> larger(size_t(most) * width());
+        std::copy_n(coordinates.data(), size_t(end) * width(), larger.data());
+        coordinates = std::move(larger);
         for (int64_t v = begin; v < end; v++) {
-            const int k = remainder(v);
+            const int k = remainders[size_t(v)];
             for (int axis = 0; axis < size; axis++)
                 for (int sign = 1; sign >= -1; sign -= 2) {
                     // A step back is one that leads here from the vertex of the next remainder.
                     const uint64_t to = sign > 0 ? keys[size_t(v)] + step(axis, k)
                                                  : keys[size_t(v)] - step(axis, k == dimension ? 0 : k + 1);
                     const int32_t* here = &coordinates[size_t(v) * width()];
-                    const int32_t next = int32_t(num_vertices());
-                    const int32_t found = table[0].insert(to, next, [&](int32_t other) {
-                        if (!key.exact && !apart(here, &coordinates[size_t(other) * width()], axis, sign)) collided = true;
+                    const uint64_t hash = mixed(to);
+                    Share& share = shares[owner(hash)];
+                    const int32_t fresh_index = int32_t(share.numbers.size());
+                    const int32_t found = share.table.insert(to, hash, fresh_index, [&](int32_t other) {
+                        const int32_t* there = &coordinates[size_t(share.numbers[size_t(other)]) * width()];
+                        if (!key.exact && !apart(here, there, axis, sign)) collided = true;
                         return true;
                     });
-                    if (found != next) continue;
-                    std::copy(here, here + width(), fresh.begin());
-                    for (int j = 0; j < dimension; j++) fresh[size_t(ahead + j)] += sign * ((j == axis ? size : 0) - 1);
+                    if (found != fresh_index) continue;
+                    share.numbers.push_back(int32_t(num_vertices()));
+                    int32_t* const fresh = &coordinates[size_t(num_vertices()) * width()];
+                    std::copy(here, here + width(), fresh);
+                    for (int j = 0; j < dimension; j++) fresh[ahead + j] += sign * ((j == axis ? size : 0) - 1);
                     keys.push_back(to);
-                    coordinates.insert(coordinates.end(), fresh.begin(), fresh.end());
+                    remainders.push_back(uint8_t(sign > 0 ? (k ? k - 1 : dimension) : (k == dimension ? 0 : k + 1)));
                 }
         }
         begin = end;
@@ -521,29 +523,49 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
     const int size = dimension + 1;
     cell.resize(size_t(points));
     weights.resize(size_t(points) * size_t(size));
+    if (!points) return true;
     threads = useful_threads(threads, points * size, 1 << 14);
-    if (points) make_key(halo, threads);
-    std::vector<Part> parts(static_cast<size_t>(threads));
-    std::vector<std::exception_ptr> errors(static_cast<size_t>(threads));
-    parallel(threads, [&](Team& team, int thread) {
-        for (int i = thread; i < threads; i += team.threads) {
-            try {
-                Part& part = parts[size_t(i)];
-                const Range range = share(points, i, threads);
-                switch (dimension) {
-                    case 5: find_cells<5>(part, range); break;  // colour images
-                    case 6: find_cells<6>(part, range); break;  // videos and clouds in colour
-                    case 7: find_cells<7>(part, range); break;
-                    default: find_cells<0>(part, range);
-                }
-            } catch (...) {
-                errors[size_t(i)] = std::current_exception();
-            }
+    make_key(halo, threads);
+    parts.reserve(size_t(threads));
+    for (int i = 0; i < threads; i++) parts.emplace_back(share(points, i, threads), size_t(size));
+    each_of(threads, [&](int i) {
+        switch (dimension) {
+            case 5: return find_cells<5>(parts[size_t(i)]);  // colour images
+            case 6: return find_cells<6>(parts[size_t(i)]);  // videos and clouds in colour
+            case 7: return find_cells<7>(parts[size_t(i)]);
+            default: return find_cells<0>(parts[size_t(i)]);
         }
     });
-    for (auto& error : errors)
-        if (error) std::rethrow_exception(error);
-    merge(parts);
+    num_cells = 0;
+    for (Part& part : parts) {
+        part.first = num_cells;
+        num_cells += part.cells;
+    }
+    ranks.resize(size_t(num_cells * size));
+    cell_vertices.resize(size_t(num_cells * size));
+
+    for (log_shares = 0; 2 << log_shares <= threads;) log_shares++;
+    shares.clear();
+    shares.reserve(size_t(1) << log_shares);
+    for (int i = 0; i < 1 << log_shares; i++) shares.emplace_back(size_t(num_cells >> (log_shares + 1)));
+    each_of(1 << log_shares, [&](int i) {
+        switch (dimension) {
+            case 5: return find_vertices<5>(i);
+            case 6: return find_vertices<6>(i);
+            case 7: return find_vertices<7>(i);
+            default: return find_vertices<0>(i);
+        }
+    });
+    int64_t vertices = 0;
+    for (Share& share : shares) {
+        share.numbers.resize(share.keys.size());
+        vertices += int64_t(share.keys.size());
+    }
+    keys.resize(size_t(vertices));
+    remainders.resize(size_t(vertices));
+    coordinates.resize(size_t(vertices) * width());
+    parallel(threads, [&](Team& team, int thread) { number(team, thread); });
+    parts.clear();
     grow(halo);
     return !collided;
 }
@@ -562,16 +584,24 @@ void PermutohedralBuild<T>::link(int32_t* out, int threads) const {
         for (int axis = 0; axis < size; axis++) {
             int32_t* link = out + 2 * axis * vertices;
             const uint64_t steps = step(axis, 1), from_0 = step(axis, 0);
-            const auto target = [&](int64_t v) { return keys[size_t(v)] + (remainder(v) ? steps : from_0); };
-            constexpr int64_t ahead = 12;
-            for (int64_t v = range.begin; v < range.begin + ahead && v < range.end; v++) table[0].prefetch(target(v));
+            const auto target = [&](int64_t v) { return keys[size_t(v)] + (remainders[size_t(v)] ? steps : from_0); };
+            constexpr int64_t ahead = 16;
+            const auto prefetch = [&](int64_t v) __attribute__((always_inline)) {
+                const uint64_t hash = mixed(target(v));
+                shares[owner(hash)].table.prefetch(hash);
+            };
+            for (int64_t v = range.begin; v < range.begin + ahead && v < range.end; v++) prefetch(v);
             for (int64_t v = range.begin; v < range.end; v++) {
-                if (v + ahead < range.end) table[0].prefetch(target(v + ahead));
-                const int32_t found = table[0].find(target(v), [&](int32_t other) {
-                    return key.exact || apart(&coordinates[size_t(v) * width()], &coordinates[size_t(other) * width()], axis, 1);
+                if (v + ahead < range.end) prefetch(v + ahead);
+                const uint64_t hash = mixed(target(v));
+                const Share& share = shares[owner(hash)];
+                const int32_t found = share.table.find(target(v), hash, [&](int32_t other) {
+                    const int32_t* there = &coordinates[size_t(share.numbers[size_t(other)]) * width()];
+                    return key.exact || apart(&coordinates[size_t(v) * width()], there, axis, 1);
                 });
-                link[2 * v + 1] = found;
-                if (found >= 0) link[2 * int64_t(found)] = int32_t(v);
+                const int32_t to = found < 0 ? -1 : share.numbers[size_t(found)];
+                link[2 * v + 1] = to;
+                if (to >= 0) link[2 * int64_t(to)] = int32_t(v);
             }
         }
     });

@@ -22,6 +22,7 @@
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #endif
 
 namespace hdcrf {
@@ -201,29 +202,32 @@ inline int useful_threads(int threads, int64_t operations, int64_t least = 1 << 
     return worth < threads ? int(worth) : threads;
 }
 
-// An array that is not filled, aligned to a cache line.
+// An array that is not filled, aligned to a cache line, in large pages where it is large: the system takes several
+// times as long to hand over the same memory in small ones.
 template <typename T>
 class Buffer {
 public:
     explicit Buffer(size_t count = 0) { resize(count); }
-    Buffer(Buffer&& other) noexcept : memory_(other.memory_), data_(other.data_) {
-        other.memory_ = nullptr;
-        other.data_ = nullptr;
-    }
+    Buffer(Buffer&& other) noexcept : data_(other.data_), alignment_(other.alignment_) { other.data_ = nullptr; }
     Buffer& operator=(Buffer&& other) noexcept {
-        std::swap(memory_, other.memory_);
         std::swap(data_, other.data_);
+        std::swap(alignment_, other.alignment_);
         return *this;
     }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() { ::operator delete(memory_); }
+    ~Buffer() { free(); }
 
     void resize(size_t count) {
-        ::operator delete(memory_);
-        memory_ = nullptr;
-        memory_ = ::operator new(count * sizeof(T) + 64);
-        data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_) + 63) & ~uintptr_t(63));
+        constexpr size_t page = size_t(2) << 20;
+        free();
+        data_ = nullptr;
+        const size_t bytes = count * sizeof(T);
+        alignment_ = bytes < 2 * page ? 64 : page;
+        data_ = static_cast<T*>(::operator new(bytes, std::align_val_t(alignment_)));
+#if defined(__linux__)
+        if (alignment_ == page) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
     }
     T* data() { return data_; }
     const T* data() const { return data_; }
@@ -231,8 +235,10 @@ public:
     const T& operator[](size_t i) const { return data_[i]; }
 
 private:
-    void* memory_ = nullptr;
+    void free() { ::operator delete(data_, std::align_val_t(alignment_)); }
+
     T* data_ = nullptr;
+    size_t alignment_ = 64;
 };
 
 }  // namespace hdcrf

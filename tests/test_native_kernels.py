@@ -514,7 +514,7 @@ class TestBackend:
 
         monkeypatch.setattr(voxel.backend, "_native", Forbidden())
         logits, guide = images(3)
-        with pytest.raises(AssertionError, match="the kernel permutohedral was called"):
+        with pytest.raises(AssertionError, match="the kernel extents was called"):
             DenseCRF(3)(logits, guide)
         crf = DenseCRF(3, backend="reference")
         crf(logits.requires_grad_(), guide).sum().backward()

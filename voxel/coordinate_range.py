@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from voxel.backend import kernels
 from voxel.checks import CoordinateRangeError
 
 __all__ = ["check_coordinate_range"]
 
 
-def check_coordinate_range(name: str, features: Tensor, scale: float, spread: float = 1.0) -> None:
+def check_coordinate_range(
+    name: str, features: Tensor, scale: float, spread: float = 1.0, native: bool = False
+) -> None:
     """Raise unless every feature has a lattice coordinate that int32 holds and the dtype resolves.
 
     Beyond 2²⁰ lattice steps, float32 no longer tells the positions within one lattice cell apart; in
@@ -21,6 +24,7 @@ def check_coordinate_range(name: str, features: Tensor, scale: float, spread: fl
         features: (N, d).
         scale: Lattice coordinates for one unit of feature.
         spread: How many features of the largest magnitude can add up in one coordinate.
+        native: Whether to look by the compiled kernels.
 
     Raises:
         CoordinateRangeError: Naming the point and the axis.
@@ -29,7 +33,12 @@ def check_coordinate_range(name: str, features: Tensor, scale: float, spread: fl
         return
     limit = 2.0**20 if features.dtype == torch.float32 else 2.0**30
     bound = limit / (scale * spread)
-    low, high = torch.aminmax(features.detach())
+    if native:
+        low, high = features.new_empty((2, features.shape[1])).unbind()
+        kernels().extents(features.detach(), low, high, torch.get_num_threads())
+        low, high = low.min(), high.max()
+    else:
+        low, high = torch.aminmax(features.detach())
     if -bound <= float(low) and float(high) <= bound:
         return
     magnitude = features.detach().abs()
