@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from voxel.checks import check_finite, check_floating, check_positive, check_tensor
+from voxel.memory import new_large
 
 __all__ = ["batch_index", "bilateral_features"]
 
@@ -48,7 +49,7 @@ def bilateral_features(guide: Tensor, sigma_xy: float | Tensor, sigma_rgb: float
         place = (1, batch, height, width)
         lifted = torch.cat([x.expand(place), y[:, None].expand(place), (guide / sigma_rgb).transpose(0, 1)])
     else:
-        lifted = guide.new_empty((POSITION_AXES + channels, batch, height, width))
+        lifted = new_large(guide, (POSITION_AXES + channels, batch, height, width))
         lifted[0], lifted[1] = x, y[:, None]
         torch.div(guide.transpose(0, 1), sigma_rgb, out=lifted[POSITION_AXES:])
     return lifted.flatten(1).T

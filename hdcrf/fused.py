@@ -16,6 +16,7 @@ from hdcrf.compatibility import Compatibility
 from hdcrf.pairwise import LatticeKernel, PairwiseKernel, SmoothnessKernel
 from hdcrf.smoothing import plain_factors
 from voxel.backend import kernels, plain
+from voxel.memory import new_large
 
 __all__ = ["FusedMeanField", "fused_mean_field", "native_mean_field", "single_kernels"]
 
@@ -86,15 +87,16 @@ class FusedMeanField:
             OverflowError: If an iteration left the range of the dtype; its argument is which.
         """
         logits, field = self._logits, self._field
-        marginals = torch.empty_like(logits)
+        marginals = new_large(logits, logits.shape)
         if iterations == 0:
             self._step(None, marginals, None, False, 0)
             return marginals, logits if return_logits else None, 0
-        updated = torch.empty_like(logits) if return_logits or tolerance is not None else None
+        keep = return_logits or tolerance is not None
+        updated = new_large(logits, logits.shape) if keep else None
         # With two labels under Potts, one number a point goes from iteration to iteration: Q(1) - Q(0).
         paired = field.channels != logits.shape[1]
-        current = logits.new_empty((len(logits), field.channels))
-        spare = torch.empty_like(current) if paired else marginals
+        current = new_large(logits, (len(logits), field.channels))
+        spare = new_large(current, current.shape) if paired else marginals
         self._step(None, current, None, True, 0)
         for done in range(1, iterations + 1):
             last = done == iterations

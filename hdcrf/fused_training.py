@@ -27,6 +27,7 @@ from hdcrf.pairwise import PairwiseKernel
 from hdcrf.smoothing import plain_factors, smooth_into
 from voxel.backend import kernels
 from voxel.fused_filter import filter_into
+from voxel.memory import new_large
 from voxel.precision import full_precision
 
 __all__ = ["trained_mean_field"]
@@ -123,7 +124,7 @@ def mean_field_operation(
         factors = plain_factors(taps, shape, rows_left, columns_left, rows_right, columns_right)
         smoothing = (taps, *factors, float(smoothness_weight))
     field = native_mean_field(logits, lattice, smoothing, own, compatibility)
-    history = logits.new_empty((iterations, len(logits), field.channels))
+    history = new_large(logits, (iterations, len(logits), field.channels))
     rows = torch.contiguous_format
     updated, marginals = (torch.empty_like(logits, memory_format=rows) for _ in range(2))
     finite = field.step(None, history[0], None, True)

@@ -16,6 +16,7 @@ from hdcrf.dense_crf import DenseCRF
 from hdcrf.potentials import UNKNOWN, logits_from_labels, logits_from_probabilities
 from voxel.backend import kernels, uses_native
 from voxel.checks import check_count, check_finite, check_flag
+from voxel.memory import new_large
 
 __all__ = ["refine"]
 
@@ -106,7 +107,7 @@ def _most_likely(marginals: Tensor, backend: str) -> Tensor:
     """Return the (H, W) labels of the largest (H, W, K) marginals."""
     if not uses_native(backend, marginals):
         return marginals.argmax(2)
-    labels = torch.empty(marginals.shape[:2], dtype=torch.int64)
+    labels = new_large(marginals, marginals.shape[:2], torch.int64)
     rows = marginals.reshape(-1, marginals.shape[2])
     kernels().argmax(rows, labels.view(-1), torch.get_num_threads())
     return labels

@@ -30,7 +30,11 @@ void blur_round(const T* in, T* out, const int32_t* links, Range range, int64_t 
         }
         return;
     }
+    const int64_t last = range.end - 1;
     for (int64_t v = range.begin; v < range.end; v++) {
+        const int32_t* later = links + 2 * std::min(v + 12, last);
+        __builtin_prefetch(in + (later[0] < 0 ? v : later[0]) * stride);
+        __builtin_prefetch(in + (later[1] < 0 ? v : later[1]) * stride);
         const int32_t behind = links[2 * v], ahead = links[2 * v + 1];
         const T* here = in + v * stride;
         const T* a = in + (behind < 0 ? v : behind) * stride;

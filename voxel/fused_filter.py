@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from voxel.backend import kernels, plain
+from voxel.memory import new_large
 
 __all__ = ["filter_into", "fused_filter", "fused_filter_weights_gradient"]
 
@@ -28,7 +29,7 @@ def fused_filter(
     adjoint: bool,
 ) -> Tensor:
     """Return L c S B Sᵀ R v, or L c S Bᵀ Sᵀ R v as the adjoint; differentiable in `values` and `weights`."""
-    result = torch.empty_like(values, memory_format=torch.contiguous_format)
+    result = new_large(values, values.shape)
     return filter_into(
         result, values, weights, cell, cell_vertices, links, left, right, order, scale, adjoint
     )
