@@ -14,6 +14,7 @@ from voxel.checks import MOST_RINGS, check_count
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
 from voxel.filter_operator import check_features
+from voxel.memory import new_large
 from voxel.precision import full_precision
 from voxel.splat_blur_slice import Cells, SplatBlurSlice, Structure, axis_steps, with_batch
 
@@ -143,12 +144,12 @@ class PermutohedralLattice(SplatBlurSlice):
             kernel = corner_kernel(corners, cells.rank, self.axis_blurs, order)
             return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
         points, size = cells.weights.shape
-        kernel = cells.weights.new_empty((len(corners), size, size))
+        kernel = new_large(cells.weights, (len(corners), size, size))
         threads = torch.get_num_threads()
         kernels().corner_kernel(corners, cells.rank, self.structure.links, order, kernel, threads)
         if torch.is_grad_enabled() and cells.weights.requires_grad:
             return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
-        diagonal = cells.weights.new_empty(points)
+        diagonal = new_large(cells.weights, (points,))
         kernels().quadratic_form(cells.weights.detach(), kernel, cells.cell, self.constant, diagonal, threads)
         return diagonal
 
