@@ -21,7 +21,6 @@ from voxel.checks import (
     check_number,
     check_tensor,
 )
-from voxel.memory import new_large
 
 __all__ = [
     "labels_from_annotation",
@@ -80,12 +79,8 @@ def logits_from_probabilities(probabilities: Tensor, *, dim: int = 1, floor: flo
         )
     if probabilities.requires_grad or max(1 - low, high - 1) > _SUM_ROUNDING:
         probabilities = probabilities / sums
-    if torch.is_grad_enabled() and probabilities.requires_grad:
-        return probabilities.clamp_min(floor).log()
-    if not probabilities.is_contiguous():  # the result is to have the same layout
-        return probabilities.clamp_min(floor).log_()
-    raised = new_large(probabilities, probabilities.shape)
-    return torch.clamp_min(probabilities.detach(), floor, out=raised).log_()
+    raised = probabilities.clamp_min(floor)
+    return raised.log() if raised.requires_grad else raised.log_()
 
 
 def logits_from_labels(

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 
 #include "threads.hpp"
 #include "vectors.hpp"
@@ -73,7 +72,7 @@ void extents_of_rows(const Points<T>& features, Range range, T* low, T* high) {
         }
 }
 
-// The least and the largest of each feature: low and high (d,).
+// The least and the largest of each feature of one point at least, all finite: low and high (d,).
 template <typename T>
 void extents(const Points<T>& features, T* low, T* high, int threads) {
     const size_t d = size_t(features.dimension);

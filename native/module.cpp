@@ -35,19 +35,11 @@ const T* pointer(const std::optional<Array<T>>& array) {
 }
 
 // An array that owns what it shows.
-template <typename T, typename Owner>
-nb::ndarray<nb::numpy, T> owned(Owner&& content, T* (*data)(Owner&), std::initializer_list<size_t> shape) {
-    auto* owner = new Owner(std::move(content));
-    nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<Owner*>(p); });
-    return nb::ndarray<nb::numpy, T>(data(*owner), shape, capsule);
-}
-template <typename T>
-nb::ndarray<nb::numpy, T> owned(std::vector<T>&& content, std::initializer_list<size_t> shape) {
-    return owned<T, std::vector<T>>(std::move(content), [](std::vector<T>& v) { return v.data(); }, shape);
-}
 template <typename T>
 nb::ndarray<nb::numpy, T> owned(Buffer<T>&& content, std::initializer_list<size_t> shape) {
-    return owned<T, Buffer<T>>(std::move(content), [](Buffer<T>& b) { return b.data(); }, shape);
+    auto* owner = new Buffer<T>(std::move(content));
+    nb::capsule capsule(owner, [](void* p) noexcept { delete static_cast<Buffer<T>*>(p); });
+    return nb::ndarray<nb::numpy, T>(owner->data(), shape, capsule);
 }
 
 template <typename T>
@@ -60,8 +52,7 @@ Points<T> points_of(const Matrix<T>& features) {
 
 template <typename T>
 nb::object build_permutohedral(
-    Matrix<T> features, Array<T> elevation,
-    std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
+    Matrix<T> features, Array<T> elevation, std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
 ) {
     PermutohedralBuild<T> lattice(points_of<T>(features), elevation.data(), pointer(batch), seed);
     const size_t size = size_t(features.shape(1)) + 1, points = size_t(features.shape(0));

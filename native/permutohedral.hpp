@@ -4,16 +4,17 @@
 // A vertex with the remainder k has coordinates x_j = (d+1) y_j + k, so it is known by (k, y_0 … y_{d-1}), the last
 // coordinate being implied. That becomes one 64-bit key, linear in k and y: steps along an axis are additions to the
 // key. Where the extents multiply to more than 2⁶³, the multipliers are random odd numbers, and every match is
-// compared in full; should two vertices share a key, `build` says so, and its caller draws other multipliers.
+// compared in full; should two vertices shard a key, `build` says so, and its caller draws other multipliers.
 //
-// Threads find the cells of one part of the points each, and then the vertices of one share of the keys each, so that
-// no two threads write to one table. Vertices are numbered by where they come first, whatever thread found them.
+// Threads find the cells of one part of the points each, and then the vertices of one shard of the keys each, so that
+// no two threads write to one table; there are 2^n shards, so some threads may have none. Vertices are numbered by
+// where they come first, whatever thread found them.
 
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
-#include <limits>
 
 #include "coordinate_range.hpp"
 #include "key_table.hpp"
@@ -26,7 +27,7 @@ struct VertexKey {
     std::vector<uint64_t> multipliers;  // of y_0 … y_{d-1}; that of the remainder is 1
     uint64_t batch_multiplier = 0;
     uint64_t offset = 0;
-    bool exact = false;       // no two vertices share a key
+    bool exact = false;       // no two vertices shard a key
     uint64_t rank_codes = 0;  // where key · rank_codes + code of the ranks tells all cells apart; otherwise 0
 };
 
@@ -79,7 +80,7 @@ private:
 
     VertexKey key;
     std::vector<uint64_t> keys;          // (V,)
-    std::vector<uint8_t> remainders;     // (V,)
+    std::vector<int16_t> remainders;     // (V,)
     std::atomic<bool> collided{false};
 
     // The cells that one thread found in its part of the points: for each, the remainder-0 vertex of its simplex, and
@@ -97,15 +98,15 @@ private:
     std::vector<Part> parts;
 
     // The vertices whose keys one thread answers for.
-    struct Share {
-        explicit Share(size_t expected) : table(expected) {}
-        KeyTable table;                 // from keys to numbers within the share
+    struct Shard {
+        explicit Shard(size_t expected) : table(expected) {}
+        KeyTable table;                 // from keys to numbers within the shard
         std::vector<uint64_t> keys;     // (v,)
         std::vector<int64_t> corners;   // (v,) where it was found first: cell · (d+1) + remainder
         std::vector<int32_t> numbers;   // (v,) among all vertices
     };
-    std::vector<Share> shares;  // 2^log_shares
-    int log_shares = 0;
+    std::vector<Shard> shards;  // 2^log_shards
+    int log_shards = 0;
 
     static constexpr uint32_t first_time = uint32_t(1) << 31;
     static constexpr int block = lanes<T>;
@@ -134,9 +135,8 @@ private:
     void number(Team& team, int thread);
     void grow(int rings);
 
-    // The share of a key: there are 2^log_shares.
-    size_t owner(uint64_t mixed_key) const { return size_t(mixed_key >> 40) & (shares.size() - 1); }
-
+    // The shard of a key: there are 2^log_shards.
+    size_t owner(uint64_t mixed_key) const { return size_t(mixed_key >> 40) & (shards.size() - 1); }
 
     size_t width() const { return size_t(dimension) + (batch ? 1 : 0); }
 
@@ -159,8 +159,8 @@ private:
         return true;
     }
 
-    // Write batch and coordinates of corner k of a part's cell. It has the remainder k and y_j = b_j - [rank_j > d - k]:
-    // one coordinate more wraps at each corner.
+    // Write batch and coordinates of corner k of a part's cell. It has the remainder k and
+    // y_j = b_j - [rank_j > d - k]: one coordinate more wraps at each corner.
     void write_corner(const Part& part, int64_t cell, int k, int32_t* to) const {
         const int size = dimension + 1;
         const int32_t* base = part.bases.data() + cell * size;
@@ -168,19 +168,25 @@ private:
         if (batch) *to++ = base[0];
         for (int j = 0; j < dimension; j++) to[j] = size * (base[1 + j] - (rank[j] > dimension - k)) + k;
     }
-    void write_corner(int64_t corner, int32_t* to) const {
-        const int64_t cell = corner / (dimension + 1);
+    // The part with a cell, numbered among all.
+    const Part& part_of(int64_t cell) const {
         size_t part = parts.size() - 1;
         while (cell < parts[part].first) part--;
-        write_corner(parts[part], cell - parts[part].first, int(corner % (dimension + 1)), to);
+        return parts[part];
     }
 
     // Whether two corners, numbered through all cells, are one vertex.
     bool same_vertex(int64_t one, int64_t other) const {
-        std::vector<int32_t> a(width()), b(width());
-        write_corner(one, a.data());
-        write_corner(other, b.data());
-        return a == b;
+        const int size = dimension + 1, k = int(one % size);
+        if (k != int(other % size)) return false;
+        const Part &part = part_of(one / size), &other_part = part_of(other / size);
+        const int64_t at = (one / size - part.first) * size, other_at = (other / size - other_part.first) * size;
+        const int32_t *base = part.bases.data() + at, *other_base = other_part.bases.data() + other_at;
+        const int16_t *rank = part.ranks.data() + at, *other_rank = other_part.ranks.data() + other_at;
+        for (int j = 0; j < dimension; j++)
+            if (base[1 + j] - (rank[j] > dimension - k) != other_base[1 + j] - (other_rank[j] > dimension - k))
+                return false;
+        return base[0] == other_base[0];
     }
 };
 
@@ -296,13 +302,13 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, int at, Enclosing&
         }
     // Where the rounded coordinates do not sum to zero, those of the lowest or highest rank move by one.
     const Integers<T> surplus = __builtin_convertvector(excess, Integers<T>);
-    Integers<T> codes{};
+    Unsigned<T> codes{};  // of the ranks: wraps around in many dimensions, and is then only hashed
 #pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
         Integers<T> r = rank[k] + surplus;
         const Integers<T> below = r < 0, above = r >= size;  // -1 or 0
         to_rank[k] = rank[k] = r = r - size * below + size * above;
-        if (k < dimension) codes = codes * size + r;
+        if (k < dimension) codes = codes * size + Unsigned<T>(r);
         base[k] = base[k] - below + above;
         difference[k] = elevated[k] - T(size) * __builtin_convertvector(base[k], Vector<T>);
     }
@@ -326,7 +332,7 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, int at, Enclosing&
         if (batch) place += key.batch_multiplier * uint64_t(int64_t(batch[first + i]));
 #pragma GCC unroll 8
         for (int j = 0; j < dimension; j++) place += key.multipliers[size_t(j)] * uint64_t(int64_t(base[j][i]));
-        const uint64_t code = uint64_t(int64_t(codes[i]));
+        const uint64_t code = codes[i];
         found.base_keys[size_t(at + i)] = place;
         found.cell_keys[size_t(at + i)] = key.rank_codes ? place * key.rank_codes + code : place + mixed(code + 1);
     }
@@ -379,39 +385,51 @@ void PermutohedralBuild<T>::find_cells(Part& part) {
     }
 }
 
-// Find those vertices of all cells that are in one's own share, and write down at each corner which vertex of which
-// share it is, as number << log_shares | share, and in the highest bit whether it is there for the first time.
+// Find those vertices of all cells that are in one's own shard, and write down at each corner which vertex of which
+// shard it is, as number << log_shards | shard, and in the highest bit whether it is there for the first time.
 template <typename T>
 template <int D>
 void PermutohedralBuild<T>::find_vertices(int own) {
     const int dimension = D ? D : this->dimension, size = dimension + 1;
     constexpr size_t together = 16;  // cells
-    Share& share = shares[size_t(own)];
+    Shard& shard = shards[size_t(own)];
     std::vector<uint64_t> corner_keys(together * size_t(size)), hashes(together * size_t(size));
-    std::vector<int> corners(together * size_t(size));  // those that are in the share
-    // What coordinate j of a rank takes from the key at corner k, once it has wrapped, padded to whole vectors.
-    const int padded = (size + 3) / 4 * 4;
-    std::vector<uint64_t> wraps(size_t(dimension * size * padded), 0), any_length(size_t(padded), 0);
-    uint64_t known_length[D ? (D + 4) / 4 * 4 : 1];
-    uint64_t* const corner = D ? known_length : any_length.data();
-    for (int j = 0; j < dimension; j++)
-        for (int rank = 0; rank < size; rank++)
-            for (int k = dimension - rank + 1; k < size; k++)
-                wraps[size_t((j * size + rank) * padded + k)] = key.multipliers[size_t(j)];
-    const auto find = [&](const Part& part, int64_t first, int count) {
-        for (int i = 0; i < count; i++) {
-            const int16_t* rank = part.ranks.data() + (first + i) * size;
-            const uint64_t base = part.base_keys[size_t(first + i)];
-#pragma GCC unroll 8
-            for (int k = 0; k < padded; k++) corner[k] = base + uint64_t(k);
-#pragma GCC unroll 8
-            for (int j = 0; j < dimension; j++) {
-                const uint64_t* wrap = &wraps[size_t((j * size + rank[j]) * padded)];
-#pragma GCC unroll 8
-                for (int k = 0; k < padded; k++) corner[k] -= wrap[k];
-            }
-            std::copy_n(corner, size, &corner_keys[size_t(i * size)]);
+    std::vector<int> corners(together * size_t(size));  // those that are in the shard
+    // What coordinate j of a rank takes from the key at corner k, once it has wrapped, padded to whole vectors: for
+    // known dimensions.
+    constexpr int padded = D ? (D + 4) / 4 * 4 : 1;
+    std::vector<uint64_t> wraps(static_cast<size_t>(D * (D + 1) * padded), 0);
+    std::vector<uint64_t> multiplier_of_rank(size_t(size), 0);  // for others
+    if (D)
+        for (int j = 0; j < dimension; j++)
+            for (int rank = 0; rank < size; rank++)
+                for (int k = dimension - rank + 1; k < size; k++)
+                    wraps[size_t((j * size + rank) * padded + k)] = key.multipliers[size_t(j)];
+    const auto keys_of_corners = [&](const int16_t* rank, uint64_t base, uint64_t* to) {
+        if (!D) {
+            for (int j = 0; j < dimension; j++) multiplier_of_rank[size_t(rank[j])] = key.multipliers[size_t(j)];
+            multiplier_of_rank[size_t(rank[dimension])] = 0;
+            to[0] = base;
+            for (int k = 1; k < size; k++) to[k] = to[k - 1] + 1 - multiplier_of_rank[size_t(dimension - k + 1)];
+            return;
         }
+        uint64_t corner[padded];
+#pragma GCC unroll 8
+        for (int k = 0; k < padded; k++) corner[k] = base + uint64_t(k);
+#pragma GCC unroll 8
+        for (int j = 0; j < dimension; j++) {
+            const uint64_t* wrap = &wraps[size_t((j * size + rank[j]) * padded)];
+#pragma GCC unroll 8
+            for (int k = 0; k < padded; k++) corner[k] -= wrap[k];
+        }
+        std::copy_n(corner, D + 1, to);
+    };
+    const auto find = [&](const Part& part, int64_t first, int count) {
+        for (int i = 0; i < count; i++)
+            keys_of_corners(
+                part.ranks.data() + (first + i) * size, part.base_keys[size_t(first + i)],
+                &corner_keys[size_t(i * size)]
+            );
         int owned = 0;
         for (int i = 0; i < count * size; i++) {
             const uint64_t hash = mixed(corner_keys[size_t(i)]);
@@ -419,22 +437,22 @@ void PermutohedralBuild<T>::find_vertices(int own) {
             corners[size_t(owned)] = i;
             owned += owner(hash) == size_t(own);
         }
-        for (int i = 0; i < owned; i++) share.table.prefetch(hashes[size_t(i)]);
+        for (int i = 0; i < owned; i++) shard.table.prefetch(hashes[size_t(i)]);
         for (int i = 0; i < owned; i++) {
             const int place = corners[size_t(i)];
-            const int64_t corner = (part.first + first) * size + place;
-            const int32_t next = int32_t(share.keys.size());
+            const int64_t at = (part.first + first) * size + place;
+            const int32_t next = int32_t(shard.keys.size());
             const auto same = [&](int32_t other) {
-                if (!key.exact && !same_vertex(corner, share.corners[size_t(other)])) collided = true;
+                if (!key.exact && !same_vertex(at, shard.corners[size_t(other)])) collided = true;
                 return true;
             };
-            const int32_t index = share.table.insert(corner_keys[size_t(place)], hashes[size_t(i)], next, same);
+            const int32_t index = shard.table.insert(corner_keys[size_t(place)], hashes[size_t(i)], next, same);
             if (index == next) {
-                share.keys.push_back(corner_keys[size_t(place)]);
-                share.corners.push_back(corner);
+                shard.keys.push_back(corner_keys[size_t(place)]);
+                shard.corners.push_back(at);
             }
             const uint32_t is_new = index == next ? first_time : 0;
-            cell_vertices[size_t(corner)] = int32_t(uint32_t(index) << log_shares | uint32_t(own) | is_new);
+            cell_vertices[size_t(at)] = int32_t(uint32_t(index) << log_shards | uint32_t(own) | is_new);
         }
     };
     for (const Part& part : parts)
@@ -446,26 +464,26 @@ void PermutohedralBuild<T>::find_vertices(int own) {
 template <typename T>
 void PermutohedralBuild<T>::number(Team& team, int thread) {
     const int size = dimension + 1;
-    const uint32_t last_share = uint32_t(shares.size()) - 1;
+    const uint32_t last_shard = uint32_t(shards.size()) - 1;
     for (size_t p = size_t(thread); p < parts.size(); p += size_t(team.threads)) {
         const Part& part = parts[p];
         std::copy_n(part.ranks.data(), part.cells * size, ranks.data() + part.first * size);
         if (part.first)
             for (int64_t i = part.points.begin; i < part.points.end; i++) cell[size_t(i)] += int32_t(part.first);
         size_t v = 0;  // as many vertices as there are in the parts before
-        for (const Share& share : shares) {
-            const auto begin = share.corners.begin();
-            v += size_t(std::lower_bound(begin, share.corners.end(), part.first * size) - begin);
+        for (const Shard& shard : shards) {
+            const auto begin = shard.corners.begin();
+            v += size_t(std::lower_bound(begin, shard.corners.end(), part.first * size) - begin);
         }
         for (int64_t own = 0; own < part.cells; own++)
             for (int k = 0; k < size; k++) {
                 const uint32_t code = uint32_t(cell_vertices[size_t((part.first + own) * size + k)]);
                 if (!(code & first_time)) continue;
-                Share& share = shares[code & last_share];
-                const size_t index = (code & ~first_time) >> log_shares;
-                share.numbers[index] = int32_t(v);
-                keys[v] = share.keys[index];
-                remainders[v] = uint8_t(k);
+                Shard& shard = shards[code & last_shard];
+                const size_t index = (code & ~first_time) >> log_shards;
+                shard.numbers[index] = int32_t(v);
+                keys[v] = shard.keys[index];
+                remainders[v] = int16_t(k);
                 write_corner(part, own, k, &coordinates[v++ * width()]);
             }
     }
@@ -473,7 +491,7 @@ void PermutohedralBuild<T>::number(Team& team, int thread) {
     const Range range = share(num_cells * size, thread, team.threads);
     for (int64_t corner = range.begin; corner < range.end; corner++) {
         const uint32_t code = uint32_t(cell_vertices[size_t(corner)]) & ~first_time;
-        cell_vertices[size_t(corner)] = shares[code & last_share].numbers[code >> log_shares];
+        cell_vertices[size_t(corner)] = shards[code & last_shard].numbers[code >> log_shards];
     }
 }
 
@@ -496,27 +514,27 @@ void PermutohedralBuild<T>::grow(int rings) {
                                                  : keys[size_t(v)] - step(axis, k == dimension ? 0 : k + 1);
                     const int32_t* here = &coordinates[size_t(v) * width()];
                     const uint64_t hash = mixed(to);
-                    Share& share = shares[owner(hash)];
-                    const int32_t fresh_index = int32_t(share.numbers.size());
-                    const int32_t found = share.table.insert(to, hash, fresh_index, [&](int32_t other) {
-                        const int32_t* there = &coordinates[size_t(share.numbers[size_t(other)]) * width()];
+                    Shard& shard = shards[owner(hash)];
+                    const int32_t fresh_index = int32_t(shard.numbers.size());
+                    const int32_t found = shard.table.insert(to, hash, fresh_index, [&](int32_t other) {
+                        const int32_t* there = &coordinates[size_t(shard.numbers[size_t(other)]) * width()];
                         if (!key.exact && !apart(here, there, axis, sign)) collided = true;
                         return true;
                     });
                     if (found != fresh_index) continue;
-                    share.numbers.push_back(int32_t(num_vertices()));
+                    shard.numbers.push_back(int32_t(num_vertices()));
                     int32_t* const fresh = &coordinates[size_t(num_vertices()) * width()];
                     std::copy(here, here + width(), fresh);
                     for (int j = 0; j < dimension; j++) fresh[ahead + j] += sign * ((j == axis ? size : 0) - 1);
                     keys.push_back(to);
-                    remainders.push_back(uint8_t(sign > 0 ? (k ? k - 1 : dimension) : (k == dimension ? 0 : k + 1)));
+                    remainders.push_back(int16_t(sign > 0 ? (k ? k - 1 : dimension) : (k == dimension ? 0 : k + 1)));
                 }
         }
         begin = end;
     }
 }
 
-// Find cells, weights and vertices, and rings around them; false if two vertices share a key, and the seed must be
+// Find cells, weights and vertices, and rings around them; false if two vertices shard a key, and the seed must be
 // changed.
 template <typename T>
 bool PermutohedralBuild<T>::build(int halo, int threads) {
@@ -544,11 +562,11 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
     ranks.resize(size_t(num_cells * size));
     cell_vertices.resize(size_t(num_cells * size));
 
-    for (log_shares = 0; 2 << log_shares <= threads;) log_shares++;
-    shares.clear();
-    shares.reserve(size_t(1) << log_shares);
-    for (int i = 0; i < 1 << log_shares; i++) shares.emplace_back(size_t(num_cells >> (log_shares + 1)));
-    each_of(1 << log_shares, [&](int i) {
+    for (log_shards = 0; 2 << log_shards <= threads;) log_shards++;
+    shards.clear();
+    shards.reserve(size_t(1) << log_shards);
+    for (int i = 0; i < 1 << log_shards; i++) shards.emplace_back(size_t(num_cells >> (log_shards + 1)));
+    each_of(1 << log_shards, [&](int i) {
         switch (dimension) {
             case 5: return find_vertices<5>(i);
             case 6: return find_vertices<6>(i);
@@ -557,9 +575,9 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
         }
     });
     int64_t vertices = 0;
-    for (Share& share : shares) {
-        share.numbers.resize(share.keys.size());
-        vertices += int64_t(share.keys.size());
+    for (Shard& shard : shards) {
+        shard.numbers.resize(shard.keys.size());
+        vertices += int64_t(shard.keys.size());
     }
     keys.resize(size_t(vertices));
     remainders.resize(size_t(vertices));
@@ -585,21 +603,21 @@ void PermutohedralBuild<T>::link(int32_t* out, int threads) const {
             int32_t* link = out + 2 * axis * vertices;
             const uint64_t steps = step(axis, 1), from_0 = step(axis, 0);
             const auto target = [&](int64_t v) { return keys[size_t(v)] + (remainders[size_t(v)] ? steps : from_0); };
-            constexpr int64_t ahead = 16;
+            constexpr int64_t distance = 16;
             const auto prefetch = [&](int64_t v) __attribute__((always_inline)) {
                 const uint64_t hash = mixed(target(v));
-                shares[owner(hash)].table.prefetch(hash);
+                shards[owner(hash)].table.prefetch(hash);
             };
-            for (int64_t v = range.begin; v < range.begin + ahead && v < range.end; v++) prefetch(v);
+            for (int64_t v = range.begin; v < range.begin + distance && v < range.end; v++) prefetch(v);
             for (int64_t v = range.begin; v < range.end; v++) {
-                if (v + ahead < range.end) prefetch(v + ahead);
+                if (v + distance < range.end) prefetch(v + distance);
                 const uint64_t hash = mixed(target(v));
-                const Share& share = shares[owner(hash)];
-                const int32_t found = share.table.find(target(v), hash, [&](int32_t other) {
-                    const int32_t* there = &coordinates[size_t(share.numbers[size_t(other)]) * width()];
+                const Shard& shard = shards[owner(hash)];
+                const int32_t found = shard.table.find(target(v), hash, [&](int32_t other) {
+                    const int32_t* there = &coordinates[size_t(shard.numbers[size_t(other)]) * width()];
                     return key.exact || apart(&coordinates[size_t(v) * width()], there, axis, 1);
                 });
-                const int32_t to = found < 0 ? -1 : share.numbers[size_t(found)];
+                const int32_t to = found < 0 ? -1 : shard.numbers[size_t(found)];
                 link[2 * v + 1] = to;
                 if (to >= 0) link[2 * int64_t(to)] = int32_t(v);
             }

@@ -16,18 +16,22 @@ struct VectorOf<float> {
     typedef float type __attribute__((vector_size(32)));
     typedef float unaligned __attribute__((vector_size(32), aligned(4), may_alias));
     typedef int32_t integers __attribute__((vector_size(32)));
+    typedef uint32_t unsigned_integers __attribute__((vector_size(32)));
 };
 template <>
 struct VectorOf<double> {
     typedef double type __attribute__((vector_size(32)));
     typedef double unaligned __attribute__((vector_size(32), aligned(8), may_alias));
     typedef int64_t integers __attribute__((vector_size(32)));
+    typedef uint64_t unsigned_integers __attribute__((vector_size(32)));
 };
 
 template <typename T>
 using Vector = typename VectorOf<T>::type;
 template <typename T>
 using Integers = typename VectorOf<T>::integers;
+template <typename T>
+using Unsigned = typename VectorOf<T>::unsigned_integers;
 
 template <typename T>
 constexpr int lanes = int(32 / sizeof(T));

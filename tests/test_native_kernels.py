@@ -52,6 +52,18 @@ def both(function):
     return [function(backend) for backend in BOTH]
 
 
+def assert_same_structure(reference, native):
+    """The same vertices in another order, the same corners of each point, the same neighbours."""
+    expected, result = reference.structure, native.structure
+    number = reference.index.lookup(result.coordinates.to(expected.coordinates.dtype))
+    assert sorted(number.tolist()) == list(range(reference.num_vertices))
+    corners = number[result.cell_vertices.long()][result.cells.cell.long()]
+    assert torch.equal(corners, expected.cell_vertices.long()[expected.cells.cell.long()])
+    links = result.links.long()
+    links = torch.where(links >= 0, number[links.clamp_min(0)], -1)
+    assert torch.equal(links, expected.links.long()[:, number])
+
+
 class TestLattice:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize(
@@ -76,16 +88,8 @@ class TestLattice:
                 features, batch=batch, order=order, halo=halo, backend=backend
             )
         )
-        assert native.num_vertices == reference.num_vertices
+        assert_same_structure(reference, native)
         expected, result = reference.structure, native.structure
-        # The same vertices, in another order.
-        number = reference.index.lookup(result.coordinates.to(expected.coordinates.dtype))
-        assert sorted(number.tolist()) == list(range(reference.num_vertices))
-        corners = number[result.cell_vertices.long()][result.cells.cell.long()]
-        assert torch.equal(corners, expected.cell_vertices.long()[expected.cells.cell.long()])
-        links = result.links.long()
-        links = torch.where(links >= 0, number[links.clamp_min(0)], -1)
-        assert torch.equal(links, expected.links.long()[:, number])
         # Coordinates up to 40 in steps of 2⁻²⁴ of that.
         tolerance = 1e-5 if dtype == torch.float32 else 1e-13
         torch.testing.assert_close(
@@ -102,6 +106,51 @@ class TestLattice:
         assert native.num_vertices == reference.num_vertices == 20_000
         values = torch.randn(2000, 2, dtype=torch.float64)
         torch.testing.assert_close(native.filter(values), reference.filter(values))
+
+    @pytest.mark.parametrize("halo", [0, 1])
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_hashes_of_vertices_that_points_share(self, halo, batched):
+        # Two points so far out that no 64 bits hold the coordinates, and a cloud between them.
+        features = torch.cat(
+            [torch.randn(300, 8, dtype=torch.float64), torch.tensor([[1e6], [-1e6]]).expand(2, 8)]
+        )
+        batch = torch.randint(0, 2, (302,)) if batched else None
+        reference, native = both(
+            lambda backend: PermutohedralLattice(features, batch=batch, halo=halo, backend=backend)
+        )
+        assert_same_structure(reference, native)
+
+    def test_more_dimensions_than_a_byte_counts(self):
+        features = torch.randn(3, 300, dtype=torch.float64) * 0.1
+        assert_same_structure(*both(lambda backend: PermutohedralLattice(features, backend=backend)))
+
+    @pytest.mark.parametrize("dimension", [3, 5, 6, 7])
+    def test_vertices_are_numbered_alike_on_any_number_of_threads(self, dimension, threads):
+        features = torch.randn(700, dimension) * 1.5
+        result = PermutohedralLattice(features, backend="native").structure
+        for other_threads in (1, 2, 5, 8):
+            torch.set_num_threads(other_threads)
+            other = PermutohedralLattice(features, backend="native").structure
+            assert torch.equal(other.coordinates, result.coordinates)
+            assert torch.equal(other.links, result.links)
+            assert torch.equal(
+                other.cell_vertices[other.cells.cell.long()], result.cell_vertices[result.cells.cell.long()]
+            )
+
+    @pytest.mark.parametrize("points", [1, 7, 8, 61])
+    @pytest.mark.parametrize("layout", ["columns", "rows", "strided", "repeated"])
+    def test_extents(self, points, layout):
+        features = torch.randn(points, 5)
+        if layout == "columns":
+            features = features.T.contiguous().T
+        elif layout == "strided":
+            features = torch.randn(2 * points, 10)[::2, ::2]
+        elif layout == "repeated":
+            features = features[:1].expand(points, 5)
+        low, high = torch.empty(5), torch.empty(5)
+        voxel.backend.kernels().extents(features, low, high, torch.get_num_threads())
+        assert torch.equal(low, features.amin(0))
+        assert torch.equal(high, features.amax(0))
 
     @pytest.mark.parametrize("collisions", [1, 15, 16])
     def test_keys_that_collide_are_drawn_again(self, monkeypatch, collisions):
