@@ -269,15 +269,19 @@ def print_memory() -> None:
     print("\nPeak memory of a call at 375x500, 10 iterations, MiB, inputs not counted\n")
     print("| labels | marginals (N, K) | ours | of the marginals | pydensecrf |")
     print("|---|---|---|---|---|")
+    peaks = {}
     for labels in (21, 2):
         size = 375 * 500 * labels * 4 / 2**20
         own, peer = (peak_memory(call, 375, 500, labels) for call in ("ours", "theirs"))
+        peaks[labels] = own
         print(f"| {labels} | {size:.1f} | {own:.0f} | {own / size:.2f} | {peer:.0f} |", flush=True)
     print("\nWhat a call holds at its peak, 21 labels, MiB\n")
     print("| what | MiB |")
     print("|---|---|")
-    for name, elements in composition(375, 500, 21).items():
-        print(f"| {name} | {elements * 4 / 2**20:.1f} |")
+    parts = {name: elements * 4 / 2**20 for name, elements in composition(375, 500, 21).items()}
+    parts["the rest: labels, threads' rows, allocator"] = peaks[21] - sum(parts.values())
+    for name, size in parts.items():
+        print(f"| {name} | {size:.1f} |")
 
 
 def composition(height: int, width: int, labels: int) -> dict[str, int]:

@@ -66,7 +66,8 @@ class DenseCRF(nn.Module):
             for every interpolation weight in each iteration.
         tolerance: Stop when no marginal of the batch changed by more than this in an iteration.
         output: What `forward` returns: "marginals" or "logits" (for a loss that applies softmax itself).
-        backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
+        backend: "auto", compiled kernels where they can run; "reference", PyTorch, which second derivatives
+            need; or "native", the kernels.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -157,7 +158,7 @@ class DenseCRF(nn.Module):
             guide: (B, c, H, W) images of any number of channels, floating or integers.
 
         Returns:
-            (B, K, H, W) marginals, or logits up to a constant for each pixel, as `output` says.
+            (B, K, H, W) marginals, or their logarithms, as `output` says.
 
         Raises:
             TypeError: If an argument has the wrong dtype.

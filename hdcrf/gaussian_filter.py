@@ -50,6 +50,8 @@ def build_filter(
     check_count("order", order, 1, MOST_ROUNDS)
     check_count("halo", halo, 0, MOST_RINGS)
     check_choice("backend", backend, BACKENDS)
+    if method == "exact" and backend == "native":
+        raise ValueError("`backend='native'` has no kernel for method='exact'; use 'auto', or another method")
     if method == "permutohedral":
         return PermutohedralLattice(features, batch=batch, order=order, halo=halo, backend=backend)
     if method == "voxel":

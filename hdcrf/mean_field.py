@@ -44,7 +44,7 @@ class MeanFieldResult:
 
     Attributes:
         marginals: (P, K), or as its caller reshaped it: the distributions Q.
-        logits: The same shape: their logarithms, up to a constant for each point; None if not asked for.
+        logits: The same shape: their logarithms, before rounding to 0; None if not asked for.
         iterations: How many iterations ran.
         energy: (iterations + 1,) float64: the expected energy under Q, before and after each iteration;
             None unless asked for.
@@ -151,7 +151,7 @@ def mean_field(
             change = (marginals.detach() - previous.detach()).abs().max()
             if float(change) <= tolerance:
                 break
-    updated = updated if return_logits else None
+    updated = log_softmax(updated) if return_logits and updated is not None else None
     if not track:
         return _checked(MeanFieldResult(marginals, updated, done), logits)
     gathered = [kernel.gather(marginals) for kernel in kernels]
@@ -174,16 +174,19 @@ def _natively(
     fused = fused_mean_field(logits, kernels, compatibility, own)
     if fused is not None:
         try:
-            return MeanFieldResult(*fused.run(iterations, tolerance, return_logits, progress))
+            marginals, updated, done = fused.run(iterations, tolerance, return_logits, progress)
         except OverflowError as error:
             raise _out_of_range(logits, error.args[0]) from error
+        return MeanFieldResult(marginals, None if updated is None else log_softmax(updated), done)
     if tolerance is not None or progress is not None:
         return None
     trained = trained_mean_field(logits, kernels, compatibility, own, iterations)
     if trained is None:
         return None
     marginals, updated = trained
-    return _checked(MeanFieldResult(marginals, updated if return_logits else None, iterations), logits)
+    return _checked(
+        MeanFieldResult(marginals, log_softmax(updated) if return_logits else None, iterations), logits
+    )
 
 
 def _checked(result: MeanFieldResult, logits: Tensor) -> MeanFieldResult:
@@ -225,10 +228,21 @@ def softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.softmax(logits, 1, out=out)
     if labels == 2:
         return torch.sigmoid(logits - logits.flip(1), out=out)
-    # PyTorch's CPU softmax runs label by label over rows shorter than a vector register: lengthen them.
-    padded = functional.pad(logits, (0, _VECTOR_LABELS - labels), value=-torch.inf)
-    narrow = torch.softmax(padded, 1)[:, :labels]
+    narrow = torch.softmax(_lengthened(logits), 1)[:, :labels]
     return narrow.contiguous() if out is None else out.copy_(narrow)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return the logarithm of the softmax over the last dimension of (P, K) logits."""
+    labels = logits.shape[1]
+    if labels >= _VECTOR_LABELS or logits.device.type != "cpu":
+        return torch.log_softmax(logits, 1)
+    return torch.log_softmax(_lengthened(logits), 1)[:, :labels].contiguous()
+
+
+def _lengthened(logits: Tensor) -> Tensor:
+    """PyTorch's CPU softmax runs label by label over rows shorter than a vector register: lengthen them."""
+    return functional.pad(logits, (0, _VECTOR_LABELS - logits.shape[1]), value=-torch.inf)
 
 
 @torch.no_grad()

@@ -270,8 +270,6 @@ class TestMeanField:
             inputs = logits.clone().requires_grad_()
             parts = [inputs, *(part for part in module.parameters() if part.requires_grad)]
             refined = module(inputs, guide)
-            if output == "logits":  # up to a constant for each pixel
-                refined = refined - refined.mean(1, keepdim=True)
             return refined.detach(), *torch.autograd.grad(refined, parts, gradient)
 
         for output in ("marginals", "logits"):
@@ -570,6 +568,24 @@ class TestBackend:
         with torch.no_grad():
             crf(logits, guide)
         refine(photo("astronaut", 20, 20), labels=np.zeros((20, 20), int), num_labels=2, backend="reference")
+
+    def test_native_has_no_exact_method(self):
+        with pytest.raises(ValueError, match="no kernel for method='exact'"):
+            build_filter(torch.rand(5, 2), method="exact", backend="native")
+
+    def test_second_derivatives_need_the_reference(self):
+        logits, guide = images(3)
+
+        def penalty(backend):
+            inputs = logits.clone().requires_grad_()
+            [gradient] = torch.autograd.grad(
+                DenseCRF(3, backend=backend)(inputs, guide).square().sum(), inputs, create_graph=True
+            )
+            return torch.autograd.grad(gradient.square().sum(), inputs)[0]
+
+        assert penalty("reference").abs().sum() > 0
+        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+            penalty("native")
 
     def test_native_without_kernels_is_refused(self, monkeypatch):
         monkeypatch.setattr(voxel.backend, "_native", None)
