@@ -4,7 +4,13 @@ import hdcrf.compiled  # noqa: F401 - registers an operation
 from hdcrf.compatibility import Compatibility
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.exact import ExactGaussian
-from hdcrf.features import bilateral_features
+from hdcrf.features import (
+    bilateral_features,
+    point_features,
+    trilateral_features,
+    video_features,
+    volume_features,
+)
 from hdcrf.gaussian_filter import build_filter, gaussian_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
@@ -28,5 +34,9 @@ __all__ = [
     "logits_from_probabilities",
     "mean_field",
     "pairwise_kernel",
+    "point_features",
     "refine",
+    "trilateral_features",
+    "video_features",
+    "volume_features",
 ]
