@@ -264,6 +264,7 @@ class TestMeanField:
         expected, result = both(inference)
         # Absolute, of probabilities: where weights are strong, rounding of the messages shows in small ones.
         torch.testing.assert_close(result, expected, rtol=0, atol=2 * TOLERANCE[dtype])
+        assert relative_error(result, expected) < TOLERANCE[dtype]
 
         def training(backend, output):
             module = crf(backend, output)
