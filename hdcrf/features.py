@@ -54,8 +54,7 @@ def bilateral_features(guide: Tensor, sigma_xy: Sigma, sigma_rgb: Sigma) -> Tens
     Differentiable in the guide and in both sigmas.
     """
     _check_guide(guide, "(B, c, H, W)")
-    sigmas = {"sigma_xy": sigma_xy, "sigma_rgb": sigma_rgb}
-    _check_sigmas(sigmas, guide.dtype)
+    _check_sigmas({"sigma_xy": sigma_xy, "sigma_rgb": sigma_rgb}, guide.dtype)
     return _grid_features(guide, (sigma_xy, sigma_xy), sigma_rgb)
 
 

@@ -32,6 +32,7 @@ void blur_round(const T* in, T* out, const int32_t* links, Range range, int64_t 
     }
     const int64_t last = range.end - 1;
     for (int64_t v = range.begin; v < range.end; v++) {
+        // Neighbours of a vertex further on: far apart, where there are many.
         const int32_t* later = links + 2 * std::min(v + 12, last);
         __builtin_prefetch(in + (later[0] < 0 ? v : later[0]) * stride);
         __builtin_prefetch(in + (later[1] < 0 ? v : later[1]) * stride);

@@ -4,7 +4,7 @@
 // A vertex with the remainder k has coordinates x_j = (d+1) y_j + k, so it is known by (k, y_0 … y_{d-1}), the last
 // coordinate being implied. That becomes one 64-bit key, linear in k and y: steps along an axis are additions to the
 // key. Where the extents multiply to more than 2⁶³, the multipliers are random odd numbers, and every match is
-// compared in full; should two vertices shard a key, `build` says so, and its caller draws other multipliers.
+// compared in full; should two vertices share a key, `build` says so, and its caller draws other multipliers.
 //
 // Threads find the cells of one part of the points each, and then the vertices of one shard of the keys each, so that
 // no two threads write to one table; there are 2^n shards, so some threads may have none. Vertices are numbered by
@@ -27,7 +27,7 @@ struct VertexKey {
     std::vector<uint64_t> multipliers;  // of y_0 … y_{d-1}; that of the remainder is 1
     uint64_t batch_multiplier = 0;
     uint64_t offset = 0;
-    bool exact = false;       // no two vertices shard a key
+    bool exact = false;       // no two vertices share a key
     uint64_t rank_codes = 0;  // where key · rank_codes + code of the ranks tells all cells apart; otherwise 0
 };
 
@@ -59,14 +59,15 @@ public:
 
     // What comes out.
     int64_t num_cells = 0;
-    Buffer<int32_t> cell;              // (N,)
-    Buffer<T> weights;                 // (N, d+1)
-    Buffer<int32_t> cell_vertices;     // (M, d+1)
-    Buffer<int16_t> ranks;             // (M, d+1)
-    Buffer<int32_t> coordinates;       // (V, [1 +] d) batch first if any, then the first d coordinates
+    Buffer<int32_t> cell;           // (N,)
+    Buffer<T> weights;              // (N, d+1)
+    Buffer<int32_t> cell_vertices;  // (M, d+1)
+    Buffer<int16_t> ranks;          // (M, d+1)
+    Buffer<int32_t> coordinates;    // (V, [1 +] d) batch first if any, then the first d coordinates
 
     int64_t num_vertices() const { return int64_t(keys.size()); }
 
+    // To be called once.
     bool build(int halo, int threads);
     void link(int32_t* out, int threads) const;
 
@@ -79,8 +80,8 @@ private:
     const uint64_t seed;
 
     VertexKey key;
-    std::vector<uint64_t> keys;          // (V,)
-    std::vector<int16_t> remainders;     // (V,)
+    std::vector<uint64_t> keys;       // (V,)
+    std::vector<int16_t> remainders;  // (V,)
     std::atomic<bool> collided{false};
 
     // The cells that one thread found in its part of the points: for each, the remainder-0 vertex of its simplex, and
@@ -168,6 +169,7 @@ private:
         if (batch) *to++ = base[0];
         for (int j = 0; j < dimension; j++) to[j] = size * (base[1 + j] - (rank[j] > dimension - k)) + k;
     }
+
     // The part with a cell, numbered among all.
     const Part& part_of(int64_t cell) const {
         size_t part = parts.size() - 1;
@@ -534,7 +536,7 @@ void PermutohedralBuild<T>::grow(int rings) {
     }
 }
 
-// Find cells, weights and vertices, and rings around them; false if two vertices shard a key, and the seed must be
+// Find cells, weights and vertices, and rings around them; false if two vertices share a key, and the seed must be
 // changed.
 template <typename T>
 bool PermutohedralBuild<T>::build(int halo, int threads) {
@@ -554,7 +556,6 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
             default: return find_cells<0>(parts[size_t(i)]);
         }
     });
-    num_cells = 0;
     for (Part& part : parts) {
         part.first = num_cells;
         num_cells += part.cells;
@@ -563,7 +564,6 @@ bool PermutohedralBuild<T>::build(int halo, int threads) {
     cell_vertices.resize(size_t(num_cells * size));
 
     for (log_shards = 0; 2 << log_shards <= threads;) log_shards++;
-    shards.clear();
     shards.reserve(size_t(1) << log_shards);
     for (int i = 0; i < 1 << log_shards; i++) shards.emplace_back(size_t(num_cells >> (log_shards + 1)));
     each_of(1 << log_shards, [&](int i) {
