@@ -32,6 +32,8 @@ def single_kernels(
         return None
     if not all(kernel.native for kernel in lattice) or not all(kernel.native for kernel in smoothness):
         return None
+    if smoothness and smoothness[0].dimension != 2:
+        return None
     return lattice[0] if lattice else None, smoothness[0] if smoothness else None
 
 
@@ -137,7 +139,8 @@ def native_mean_field(
         logits: (P, K), contiguous.
         lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or
             None, order, and scale.
-        smoothing: taps, the factors of L for rows and for columns, those of R, and the weight.
+        smoothing: the taps over rows and along a row, the factors of L for rows and for columns, those of R,
+            and the weight.
         own: (P,) diagonal to be left out, or None.
         compatibility: (K,) or (K, K), or None for Potts.
     """
@@ -169,5 +172,5 @@ def _lattice_arrays(kernel: LatticeKernel) -> tuple[Any, ...]:
 
 
 def _smoothness_arrays(kernel: SmoothnessKernel) -> tuple[Any, ...]:
-    factors = plain_factors(kernel.taps, kernel.shape, *kernel.left, *kernel.right)
-    return (kernel.taps, *factors, float(kernel.weight))
+    factors = plain_factors(kernel.like, kernel.shape, *kernel.left, *kernel.right)
+    return (*kernel.taps, *factors, float(kernel.weight))

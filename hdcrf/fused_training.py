@@ -71,8 +71,7 @@ def trained_mean_field(
         None if structure is None else structure.links,
         None if lattice is None else lattice.left,
         None if lattice is None else lattice.right,
-        None if smoothness is None else smoothness.taps,
-        *((None,) * 4 if smoothness is None else (*smoothness.left, *smoothness.right)),
+        *((None,) * 6 if smoothness is None else (*smoothness.taps, *smoothness.left, *smoothness.right)),
         1 if lattice is None else lattice.operator.order,
         1.0 if lattice is None else lattice.operator.constant,
         [] if smoothness is None else list(smoothness.shape),
@@ -94,7 +93,8 @@ def mean_field_operation(
     links: Tensor | None,
     left: Tensor | None,
     right: Tensor | None,
-    taps: Tensor | None,  # the smoothing, as in hdcrf.smoothing
+    down: Tensor | None,  # the smoothing, as in hdcrf.smoothing
+    along: Tensor | None,
     rows_left: Tensor | None,
     columns_left: Tensor | None,
     rows_right: Tensor | None,
@@ -120,9 +120,9 @@ def mean_field_operation(
             order,
             float(appearance_weight) * constant,
         )
-    if smoothness_weight is not None and taps is not None:
-        factors = plain_factors(taps, shape, rows_left, columns_left, rows_right, columns_right)
-        smoothing = (taps, *factors, float(smoothness_weight))
+    if smoothness_weight is not None and down is not None:
+        factors = plain_factors(down, shape, rows_left, columns_left, rows_right, columns_right)
+        smoothing = (down, along, *factors, float(smoothness_weight))
     field = native_mean_field(logits, lattice, smoothing, own, compatibility)
     history = new_large(logits, (iterations, len(logits), field.channels))
     rows = torch.contiguous_format
@@ -156,7 +156,7 @@ def _backward(ctx, of_marginals, of_logits, _of_history):  # type: ignore[no-unt
         of_marginals, of_logits, list(ctx.saved_tensors), ctx.order, ctx.constant, ctx.shape, needed
     )
     some = (part if need else None for part, need in zip(gradients, needed, strict=True))
-    return (*some, *(None,) * 15)
+    return (*some, *(None,) * 16)
 
 
 @torch.library.custom_op("hdcrf::mean_field_backward", mutates_args=())
@@ -185,14 +185,14 @@ def _gradients(
 ) -> list[Tensor]:
     logits, appearance_weight, smoothness_weight, compatibility, own = parts[:5]
     weights, cell, cell_vertices, links, left, right = parts[5:11]
-    taps, rows_left, columns_left, rows_right, columns_right, marginals, history = parts[11:]
+    down, along, rows_left, columns_left, rows_right, columns_right, marginals, history = parts[11:]
     pairs = history.shape[2] != logits.shape[1]
     gradient = torch.zeros_like(marginals)  # in memory row by row, as the kernels write
     if of_logits is not None:
         gradient += of_logits
     if of_marginals is not None:
-        along = (of_marginals * marginals).sum(1, keepdim=True)
-        gradient += marginals * (of_marginals - along)
+        mean = (of_marginals * marginals).sum(1, keepdim=True)
+        gradient += marginals * (of_marginals - mean)
 
     # In the same memory for each iteration: to map fresh pages costs more than to fill them.
     def appearance(rows: Tensor, out: Tensor, adjoint: bool = True) -> Tensor:
@@ -205,7 +205,7 @@ def _gradients(
         lefts, rights = (rows_left, columns_left), (rows_right, columns_right)
         sides = (*rights, *lefts) if adjoint else (*lefts, *rights)
         result, images = (part.view(*shape, rows.shape[1]) for part in (out, rows))
-        return smooth_into(result, images, taps, *sides).view_as(rows)
+        return smooth_into(result, images, down, along, *sides).view_as(rows)
 
     def weight_of(weight: Tensor | None) -> float:
         return 0.0 if weight is None else float(weight)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -233,42 +234,51 @@ class LatticeKernel(PairwiseKernel):
 
 
 class SmoothnessKernel(PairwiseKernel):
-    """The 2D Gaussian over pixel positions, as a dense separable convolution.
+    """The Gaussian over the positions on a grid, of pixels or voxels, as a dense separable convolution.
 
-    Pixels are dense in two dimensions, so the sum over a window is exact up to its truncation and cheap.
+    A grid is dense, so the sum over a window is exact up to its truncation and cheap.
 
     Args:
-        shape: (B, H, W); the P = B·H·W points are its pixels, row by row.
-        sigma: Standard deviation in pixels; a scalar tensor, so that it can be learned.
+        shape: (B, H, W), or (B, *S) of any dimension; the P points are the grids' places, the last axis
+            running fastest.
+        sigma: Standard deviation in steps of the grid, a scalar tensor, so that it can be learned; or one
+            for each axis of S.
         weight: w.
-        normalization: "none", "before", "after" or "symmetric". D counts what lies inside the image.
-        truncate: The window reaches ⌈truncate · σ⌉ pixels to each side.
+        normalization: "none", "before", "after" or "symmetric". D counts what lies inside the grid.
+        truncate: The window reaches ⌈truncate · σ⌉ steps to each side.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
+
+    Attributes:
+        taps: The Gaussian's taps for each axis.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
-        sigma: Tensor,
+        shape: Sequence[int],
+        sigma: Tensor | Sequence[Tensor],
         weight: float | Tensor,
         normalization: str,
         truncate: float = 3.0,
         backend: str = "auto",
     ) -> None:
-        self.shape = shape
-        self.native = uses_native(backend, sigma)
-        self.grid = shape[1] * shape[2], shape[2]
-        self._scratch: Tensor | None = None
+        self.shape = tuple(shape)
         self.weight = weight
-        # A window wider than the image sees no more of it.
-        radius = min(math.ceil(truncate * float(sigma.detach())), max(shape[1:]))
-        self._radius = radius
-        steps = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
-        self.taps = torch.exp(-0.5 * (steps / sigma).square())
-        rows, columns = (self._reach(length) for length in shape[1:])
-        # D is separable, so its power is too: each a pair of (H,) and (W,) factors, or of None for ones.
-        of_rows, of_columns = _normalizers(rows, normalization), _normalizers(columns, normalization)
-        self.left, self.right = zip(of_rows, of_columns, strict=True)
+        sizes = self.shape[1:]
+        sigmas = [sigma] * len(sizes) if isinstance(sigma, Tensor) else list(sigma)
+        self.native = uses_native(backend, sigmas[0])
+        self.taps = [_taps(*pair, truncate) for pair in zip(sigmas, sizes, strict=True)]
+        if self.dimension == 2:
+            self.grid = sizes[0] * sizes[1], sizes[1]
+        self._scratch: Tensor | None = None
+        # D is separable, so its power is too: each a tuple of factors along the axes, or of None for ones.
+        reach = [_reach(*pair) for pair in zip(self.taps, sizes, strict=True)]
+        factors = [_normalizers(part, normalization) for part in reach]
+        self.left, self.right = zip(*factors, strict=True)
+
+    @property
+    def dimension(self) -> int:
+        """Of the grid, without the batch."""
+        return len(self.shape) - 1
 
     @property
     def num_points(self) -> int:
@@ -277,60 +287,90 @@ class SmoothnessKernel(PairwiseKernel):
 
     @property
     def like(self) -> Tensor:
-        """The taps."""
-        return self.taps
+        """The first taps."""
+        return self.taps[0]
 
     @property
     def shape_is_fixed(self) -> bool:
         """Whether nothing but its weight is to be differentiated."""
-        return not _tracked(self.taps)
+        return not any(map(_tracked, self.taps))
 
     @cached_property
     def _left(self) -> Tensor | None:
-        return self._every_pixel(*self.left)
+        return self._everywhere(self.left)
 
     @cached_property
     def _right(self) -> Tensor | None:
-        return self._every_pixel(*self.right)
+        return self._everywhere(self.right)
 
-    def _every_pixel(self, rows: Tensor | None, columns: Tensor | None) -> Tensor | None:
-        if rows is None or columns is None:
-            return None
-        return (rows[:, None] * columns).reshape(-1).repeat(self.shape[0])
-
-    def _reach(self, length: int) -> Tensor:
-        """Return the (length,) sums of the taps that fall inside, at each place of an axis."""
-        ones = self.taps.new_ones((1, 1, length))
-        sums: Tensor = functional.conv1d(ones, self.taps.view(1, 1, -1), padding=self._radius)
-        return sums[0, 0]
+    def _everywhere(self, factors: Sequence[Tensor | None]) -> Tensor | None:
+        product: Tensor | None = None
+        for factor in factors:
+            if factor is None:
+                return None
+            product = factor if product is None else (product[:, None] * factor).flatten()
+        return None if product is None else product.repeat(self.shape[0])
 
     def gather(self, values: Tensor) -> Tensor:
-        """Return the values themselves; or the result but for w, by the kernel."""
+        """Return the values themselves; or the result but for w, by the kernel or beyond two dimensions."""
         if self.native and self.shape_is_fixed:
-            images = values.reshape(*self.shape, values.shape[1])
-            smoothed: Tensor = smooth(images, self.taps, *self.left, *self.right)
-            return smoothed.view_as(values)
-        return values
+            return self._smoothed_natively(values)
+        return values if self.dimension == 2 else self._smoothed(values)
+
+    def _smoothed_natively(self, values: Tensor) -> Tensor:
+        """Return L G R v by the kernel, over the last two axes and then over each before them."""
+        *before, rows, columns = range(self.dimension) if self.dimension > 1 else (0, None)
+        sizes, labels = self.shape[1:], values.shape[1]
+        one = self.like.new_ones(1)
+
+        def over(values: Tensor, shape: tuple[int, ...], down: int, along: int | None) -> Tensor:
+            sides = [
+                None if axis is None else side[axis]
+                for side in (self.left, self.right)
+                for axis in (down, along)
+            ]
+            taps = one if along is None else self.taps[along]
+            smoothed: Tensor = smooth(values.reshape(*shape, labels), self.taps[down], taps, *sides)
+            return smoothed
+
+        if columns is None:
+            return over(values, (self.shape[0], sizes[0], 1), rows, None).view_as(values)
+        result = over(values, (-1, sizes[rows], sizes[columns]), rows, columns)
+        for axis in before:
+            result = over(result, (-1, sizes[axis], math.prod(sizes[axis + 1 :])), axis, None)
+        return result.view_as(values)
+
+    def _smoothed(self, values: Tensor) -> Tensor:
+        """Return L G R v axis by axis."""
+        result = values if self._right is None else values * self._right[:, None]
+        for axis, (taps, size) in enumerate(zip(self.taps, self.shape[1:], strict=True)):
+            after = math.prod(self.shape[axis + 2 :]) * values.shape[1]
+            lines = result.reshape(-1, 1, size, after)
+            lines = functional.conv2d(lines, taps.view(1, 1, -1, 1), padding=(len(taps) // 2, 0))
+            result = lines
+        result = result.reshape(values.shape)
+        return result if self._left is None else result * self._left[:, None]
 
     def receive(self, gathered: Tensor, points: slice, total: Tensor | None = None) -> Tensor:
-        """Convolve; `points` are all of them, or whole rows of one image."""
-        if self.native and self.shape_is_fixed:
+        """Convolve; `points` are all of them, or in two dimensions whole rows of one image."""
+        if self.dimension != 2 or (self.native and self.shape_is_fixed):
             result = gathered[points] * self.weight
             return result if total is None else total.add_(result)
         batch, height, width = self.shape
         channels = gathered.shape[1]
+        down, along = self.taps
         if points.stop - points.start == batch * height * width:
             values = gathered if self._right is None else gathered * self._right[:, None]
-            images, above = values.view(batch, height, width, channels), self._radius
+            images, above = values.view(batch, height, width, channels), len(down) // 2
         else:
             _require_inference()
             images, above = self._strip(gathered, points).view(1, -1, width, channels), 0
-        vertical = self.taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        horizontal = (self.taps * self.weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        vertical = down.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        horizontal = (along * self.weight).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
         # A view in channels-last order, in which depthwise convolutions run fastest.
         images = images.permute(0, 3, 1, 2)
         images = functional.conv2d(images, vertical, padding=(above, 0), groups=channels)
-        images = functional.conv2d(images, horizontal, padding=(0, self._radius), groups=channels)
+        images = functional.conv2d(images, horizontal, padding=(0, len(along) // 2), groups=channels)
         result = images.permute(0, 2, 3, 1).reshape(-1, channels)
         if total is None:
             return result if self._left is None else result * self._left[points, None]
@@ -341,16 +381,17 @@ class SmoothnessKernel(PairwiseKernel):
     def _strip(self, values: Tensor, points: slice) -> Tensor:
         """Return R v at the rows of pixels of `points` and a radius around, zero outside the image."""
         _, height, width = self.shape
+        radius = len(self.taps[0]) // 2
         image, first = divmod(points.start // width, height)
         last = first + (points.stop - points.start) // width
-        low, high = max(0, first - self._radius), min(height, last + self._radius)
-        needed = (last - first + 2 * self._radius) * width
+        low, high = max(0, first - radius), min(height, last + radius)
+        needed = (last - first + 2 * radius) * width
         # In the same memory for each strip: to map fresh pages costs more than to fill them.
         scratch, channels = self._scratch, values.shape[1]
         if scratch is None or scratch.shape[0] < needed or scratch.shape[1] != channels:
             self._scratch = scratch = values.new_empty((needed, channels))
         strip = scratch[:needed]
-        inside = slice((low - first + self._radius) * width, (high - first + self._radius) * width)
+        inside = slice((low - first + radius) * width, (high - first + radius) * width)
         strip[: inside.start].zero_()
         strip[inside.stop :].zero_()
         seen = slice((image * height + low) * width, (image * height + high) * width)
@@ -362,6 +403,20 @@ class SmoothnessKernel(PairwiseKernel):
 
     def diagonal(self) -> Tensor:
         """Return the diagonal."""
-        batch, height, width = self.shape
-        ones = self.taps.new_ones(batch * height * width)
+        ones = self.like.new_ones(self.num_points)
         return _scaled(ones, self._left, self._right) * self.weight
+
+
+def _taps(sigma: Tensor, length: int, truncate: float) -> Tensor:
+    """Return the (2 radius + 1,) taps of a Gaussian along an axis of that length."""
+    # A window wider than the axis sees no more of it.
+    radius = min(math.ceil(truncate * float(sigma.detach())), length)
+    steps = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
+    return torch.exp(-0.5 * (steps / sigma).square())
+
+
+def _reach(taps: Tensor, length: int) -> Tensor:
+    """Return the (length,) sums of the taps that fall inside, at each place of an axis."""
+    ones = taps.new_ones((1, 1, length))
+    sums: Tensor = functional.conv1d(ones, taps.view(1, 1, -1), padding=len(taps) // 2)
+    return sums[0, 0]

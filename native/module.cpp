@@ -76,6 +76,11 @@ nb::object build_permutohedral(
     );
 }
 
+template <typename T>
+Taps<T> taps(const Array<T>& array) {
+    return {array.data(), int64_t(array.size() / 2)};
+}
+
 // A mean field with the arrays that it reads, and the memory that it works in.
 template <typename T>
 class MeanFieldRun {
@@ -119,12 +124,11 @@ public:
         }
         if (smoothing) {
             const nb::tuple& of = *smoothing;
-            for (size_t i = 0; i < 5; i++) factors_[i] = nb::cast<Array<T>>(of[i]);
-            field_.smoothing_weight = nb::cast<T>(of[5]);
+            for (size_t i = 0; i < 6; i++) factors_[i] = nb::cast<Array<T>>(of[i]);
+            field_.smoothing_weight = nb::cast<T>(of[6]);
             smoothing_ = std::make_unique<Smoothing<T>>(
-                int64_t(factors_[1].size()), int64_t(factors_[2].size()), field_.channels(), factors_[0].data(),
-                int64_t(factors_[0].size() / 2), factors_[1].data(), factors_[2].data(), factors_[3].data(),
-                factors_[4].data()
+                int64_t(factors_[2].size()), int64_t(factors_[3].size()), field_.channels(), taps(factors_[0]),
+                taps(factors_[1]), factors_[2].data(), factors_[3].data(), factors_[4].data(), factors_[5].data()
             );
             field_.smoothing = smoothing_.get();
         }
@@ -143,7 +147,7 @@ private:
     std::optional<Array<T>> own_;
     std::vector<T> reward_;
     Array<int32_t> cell_, cell_vertices_, links_;
-    Array<T> weights_, factors_[5];
+    Array<T> weights_, factors_[6];
     std::optional<Array<T>> left_, right_;
     std::unique_ptr<Smoothing<T>> smoothing_;
     MeanField<T> field_;
@@ -247,16 +251,16 @@ void define(nb::module_& module, const char* mean_field) {
     );
     module.def(
         "smooth",
-        [](Array<T> images, Array<T> taps, Array<T> rows_left, Array<T> columns_left, Array<T> rows_right,
-           Array<T> columns_right, Output<T> out, int threads) {
+        [](Array<T> images, Array<T> down, Array<T> along, Array<T> rows_left, Array<T> columns_left,
+           Array<T> rows_right, Array<T> columns_right, Output<T> out, int threads) {
             const Smoothing<T> smoothing(
-                int64_t(images.shape(1)), int64_t(images.shape(2)), int64_t(images.shape(3)), taps.data(),
-                int64_t(taps.size() / 2), rows_left.data(), columns_left.data(), rows_right.data(), columns_right.data()
+                int64_t(images.shape(1)), int64_t(images.shape(2)), int64_t(images.shape(3)), taps(down), taps(along),
+                rows_left.data(), columns_left.data(), rows_right.data(), columns_right.data()
             );
             smooth(smoothing, images.data(), out.data(), int64_t(images.shape(0)), threads);
         },
-        nb::arg("images"), nb::arg("taps"), nb::arg("rows_left"), nb::arg("columns_left"), nb::arg("rows_right"),
-        nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"), Released()
+        nb::arg("images"), nb::arg("down"), nb::arg("along"), nb::arg("rows_left"), nb::arg("columns_left"),
+        nb::arg("rows_right"), nb::arg("columns_right"), nb::arg("out").noconvert(), nb::arg("threads"), Released()
     );
     module.def(
         "corner_kernel",

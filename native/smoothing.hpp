@@ -66,6 +66,13 @@ inline void weighted_sums(
     if (c < length) add(std::integral_constant<int, 1>());
 }
 
+// The taps of a Gaussian along an axis, (2 radius + 1,) of them.
+template <typename T>
+struct Taps {
+    const T* values;
+    int64_t radius;
+};
+
 // y = L (G_rows ⊗ G_columns) R x for images (H, W, K), where L and R are products of a factor for the row and one for
 // the column.
 template <typename T>
@@ -74,13 +81,14 @@ public:
     const int64_t height, width, channels;
     int64_t stride;  // numbers a pixel in what comes out, K or more; those beyond K mean nothing
 
-    // `taps` (2 radius + 1,); `rows_*` (H,) and `columns_*` (W,) factors.
+    // `down` the rows and `along` a row; `rows_*` (H,) and `columns_*` (W,) factors.
     Smoothing(
-        int64_t height, int64_t width, int64_t channels, const T* taps, int64_t radius, const T* rows_left,
+        int64_t height, int64_t width, int64_t channels, Taps<T> down, Taps<T> along, const T* rows_left,
         const T* columns_left, const T* rows_right, const T* columns_right
     )
-        : height(height), width(width), channels(channels), taps_(taps), radius_(radius), rows_left_(rows_left),
+        : height(height), width(width), channels(channels), down_(down), along_(along), rows_left_(rows_left),
           rows_right_(rows_right), flat_(channels <= lanes<T>) {
+        const int64_t radius = along.radius;
         if (flat_) {  // few channels would leave most of a vector empty: pixels side by side fill it
             stride = channels;
             for (int64_t x = 0; x < width; x++) {
@@ -102,7 +110,7 @@ public:
                     const int64_t to = first + r, from = first - radius + t, tap = t - r;
                     const bool inside = to < width && from >= 0 && from < width && tap >= 0 && tap <= 2 * radius;
                     table[size_t(t * pixels_at_once + r)] =
-                        inside ? taps[tap] * columns_left[to] * columns_right[from] : T(0);
+                        inside ? along.values[tap] * columns_left[to] * columns_right[from] : T(0);
                 }
             if (tables_.size() < size || !std::equal(table.begin(), table.end(), tables_.end() - int64_t(size)))
                 tables_.insert(tables_.end(), table.begin(), table.end());
@@ -124,26 +132,27 @@ public:
         std::fill_n(space.vertical.data(), rows_at_once * padded_row() + lanes<T>, T(0));
         space.horizontal.resize(size_t(rows_at_once * row()));
         std::fill_n(space.horizontal.data(), rows_at_once * row(), T(0));
-        space.weights.resize(size_t((2 * radius_ + rows_at_once) * rows_at_once));
+        space.weights.resize(size_t((2 * down_.radius + rows_at_once) * rows_at_once));
         return space;
     }
 
     // Smooth rows_at_once rows of an image, from `first` on, into space.horizontal.
     void smooth_rows(const T* image, int64_t first, Workspace& space) const {
-        const int64_t low = std::max<int64_t>(0, first - radius_);
-        const int64_t high = std::min(height, first + rows_at_once + radius_);
+        const int64_t radius = down_.radius;
+        const int64_t low = std::max<int64_t>(0, first - radius);
+        const int64_t high = std::min(height, first + rows_at_once + radius);
         for (int64_t from = low; from < high; from++)
             for (int r = 0; r < rows_at_once; r++) {
-                const int64_t to = first + r, tap = from - to + radius_;
-                const bool inside = to < height && tap >= 0 && tap <= 2 * radius_;
+                const int64_t to = first + r, tap = from - to + radius;
+                const bool inside = to < height && tap >= 0 && tap <= 2 * radius;
                 space.weights[size_t((from - low) * rows_at_once + r)] =
-                    inside ? taps_[tap] * rows_left_[to] * rows_right_[from] : T(0);
+                    inside ? down_.values[tap] * rows_left_[to] * rows_right_[from] : T(0);
             }
         const int64_t length = width * channels, padded = padded_row();
-        T* vertical = space.vertical.data() + radius_ * channels;
+        T* vertical = space.vertical.data() + along_.radius * channels;
         // Whole vectors only: neither the image nor the pads have room for more.
         const int64_t whole = length - length % lanes<T>;
-        const bool band = high - low == 2 * radius_ + rows_at_once && 2 * radius_ + 2 >= rows_at_once;
+        const bool band = high - low == 2 * radius + rows_at_once && 2 * radius + 2 >= rows_at_once;
         weighted_sums<rows_at_once>(
             image + low * length, length, space.weights.data(), high - low, band, vertical, padded, whole
         );
@@ -160,14 +169,14 @@ public:
     }
 
 private:
-    int64_t padded_row() const { return (width + 2 * radius_ + pixels_at_once) * channels + 2 * lanes<T>; }
+    int64_t padded_row() const { return (width + 2 * along_.radius + pixels_at_once) * channels + 2 * lanes<T>; }
 
     void blocked_row(const T* from, T* to) const {
         for (size_t block = 0; block < table_of_block_.size(); block++) {
             const int64_t x = int64_t(block) * pixels_at_once;
             weighted_sums<pixels_at_once>(
-                from + x * channels, channels, tables_.data() + table_of_block_[block], 2 * radius_ + pixels_at_once,
-                radius_ > 0, to + x * stride, stride, channels
+                from + x * channels, channels, tables_.data() + table_of_block_[block],
+                2 * along_.radius + pixels_at_once, along_.radius > 0, to + x * stride, stride, channels
             );
         }
     }
@@ -176,13 +185,13 @@ private:
     void flat_row(T* from, T* to) const {
         const int64_t length = width * channels;
         for (int64_t c = 0; c < length; c++) from[c] *= right_[size_t(c)];
-        const T* start = from - radius_ * channels;
+        const T* start = from - along_.radius * channels;
         int64_t c = 0;
         for (; c + 8 * lanes<T> <= length; c += 8 * lanes<T>) flat_sums<8>(start + c, c, to + c);
         for (; c + lanes<T> <= length; c += lanes<T>) flat_sums<1>(start + c, c, to + c);
         for (; c < length; c++) {
             T total = 0;
-            for (int64_t t = 0; t < 2 * radius_ + 1; t++) total += taps_[t] * start[c + t * channels];
+            for (int64_t t = 0; t < 2 * along_.radius + 1; t++) total += along_.values[t] * start[c + t * channels];
             to[c] = total * left_[size_t(c)];
         }
     }
@@ -190,14 +199,13 @@ private:
     template <int wide>
     void flat_sums(const T* from, int64_t place, T* to) const {
         Vector<T> total[wide] = {};
-        for (int64_t t = 0; t < 2 * radius_ + 1; t++, from += channels)
-            for (int i = 0; i < wide; i++) total[i] += taps_[t] * load(from + i * lanes<T>);
+        for (int64_t t = 0; t < 2 * along_.radius + 1; t++, from += channels)
+            for (int i = 0; i < wide; i++) total[i] += along_.values[t] * load(from + i * lanes<T>);
         for (int i = 0; i < wide; i++)
             store(to + i * lanes<T>, total[i] * load(&left_[size_t(place + i * lanes<T>)]));
     }
 
-    const T* taps_;
-    int64_t radius_;
+    Taps<T> down_, along_;
     const T *rows_left_, *rows_right_;
     bool flat_;
     std::vector<T> tables_, left_, right_;

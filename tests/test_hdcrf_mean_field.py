@@ -45,18 +45,26 @@ class TestKernels:
             torch.testing.assert_close(kernel.receive(kernel.gather(identity), some), expected[some])
 
     @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-    @pytest.mark.parametrize("shape", [(5, 7), (1, 9), (8, 1), (1, 1)])
-    def test_smoothness_kernel_is_the_truncated_gaussian(self, shape, normalization):
-        height, width = shape
-        sigma = torch.tensor(0.8, dtype=torch.float64)
-        kernel = SmoothnessKernel((1, height, width), sigma, 1.5, normalization)
-        position = grid_positions(height, width)
+    @pytest.mark.parametrize("sizes", [(5, 7), (1, 9), (8, 1), (1, 1), (9,), (3, 5, 4), (2, 3, 2, 5)])
+    def test_smoothness_kernel_is_the_truncated_gaussian(self, sizes, normalization, backend):
+        sigmas = torch.tensor([0.8, 0.5, 0.9, 0.7][: len(sizes)], dtype=torch.float64)
+        kernel = SmoothnessKernel((1, *sizes), sigmas.unbind(), 1.5, normalization, backend=backend)
+        position = torch.cartesian_prod(*[torch.arange(n).double() for n in sizes]).view(-1, len(sizes))
         offset = position[:, None] - position[None]
-        matrix = torch.exp(-0.5 * (offset / sigma).square().sum(2))
-        matrix = matrix * (offset.abs().amax(2) <= 3)  # ⌈3 · 0.8⌉ pixels
+        matrix = torch.exp(-0.5 * (offset / sigmas).square().sum(2))
+        matrix = matrix * (offset.abs() <= torch.ceil(3 * sigmas)).all(2)
         expected = 1.5 * normalized(matrix, normalization)
-        torch.testing.assert_close(dense_matrix(kernel, height * width), expected)
+        torch.testing.assert_close(dense_matrix(kernel, len(position)), expected)
         torch.testing.assert_close(kernel.diagonal(), expected.diagonal())
+
+    def test_smoothness_learns_a_sigma_for_each_axis(self):
+        values = torch.rand(2 * 3 * 4 * 2, 3, dtype=torch.float64)
+        sigmas = torch.tensor([0.8, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+
+        def apply(sigmas, values):
+            return SmoothnessKernel((2, 3, 4, 2), sigmas.unbind(), 1.5, "symmetric").apply(values)
+
+        assert torch.autograd.gradcheck(apply, (sigmas, values.requires_grad_()))
 
     def test_smoothness_reaches_three_sigma_at_least(self):
         position = grid_positions(1, 41)

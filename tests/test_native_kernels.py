@@ -1,6 +1,7 @@
 """The compiled kernels against the PyTorch reference that each stands for."""
 
 import itertools
+import math
 import multiprocessing
 import threading
 
@@ -419,12 +420,12 @@ def test_argmax_takes_the_first(labels, dtype):
 @pytest.mark.parametrize("sigma", [0.2, 0.6, 0.9, 1.3, 2.5, 30.0])  # windows of 3 pixels to all
 @pytest.mark.parametrize("channels", [1, 3, 8, 13, 24, 40])
 def test_smoothing_and_its_adjoint(channels, sigma):
-    for height, width in ((19, 11), (3, 1), (1, 40)):
-        values, other = torch.randn(2, 2 * height * width, channels, dtype=torch.float64)
-        deviation, shape = torch.tensor(sigma, dtype=torch.float64), (2, height, width)
+    for sizes in ((19, 11), (3, 1), (1, 40), (17,), (4, 9, 6), (3, 2, 5, 4)):
+        values, other = torch.randn(2, 2 * math.prod(sizes), channels, dtype=torch.float64)
+        deviations = [torch.tensor(sigma * (1 + axis), dtype=torch.float64) for axis in range(len(sizes))]
         reference, native = both(
-            lambda backend, shape=shape, deviation=deviation: SmoothnessKernel(
-                shape, deviation, 1.0, "before", backend=backend
+            lambda backend, sizes=sizes, deviations=deviations: SmoothnessKernel(
+                (2, *sizes), deviations, 1.0, "before", backend=backend
             )
         )
         torch.testing.assert_close(native.apply(values), reference.apply(values))
@@ -478,7 +479,7 @@ class TestOperations:
     def test_smooth(self):
         pixels = torch.randn(1, 4, 5, 3, dtype=torch.float64, requires_grad=True)
         taps, rows = torch.rand(3, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
-        torch.library.opcheck(torch.ops.hdcrf.smooth.default, (pixels, taps, rows, None, None, None))
+        torch.library.opcheck(torch.ops.hdcrf.smooth.default, (pixels, taps, taps, rows, None, None, None))
 
     @pytest.mark.parametrize("labels", [2, 3])
     def test_mean_field(self, labels):
@@ -488,7 +489,8 @@ class TestOperations:
         compatibility = None if labels == 2 else torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
         own = torch.rand(20, dtype=torch.float64, requires_grad=True)
         lattice = (parts.cells.weights, parts.cells.cell, parts.cell_vertices, parts.links, None, None)
-        smoothing = (torch.rand(3, dtype=torch.float64), None, None, None, None)
+        taps = torch.rand(3, dtype=torch.float64)
+        smoothing = (taps, taps[:1], None, None, None, None)
         torch.library.opcheck(
             torch.ops.hdcrf.mean_field.default,
             (logits, weight, weight, compatibility, own, *lattice, *smoothing, 1, 1.5, [1, 4, 5], 2),
