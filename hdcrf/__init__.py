@@ -14,8 +14,12 @@ from hdcrf.features import (
 from hdcrf.gaussian_filter import build_filter, gaussian_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
+from hdcrf.point_crf import PointCRF
 from hdcrf.potentials import labels_from_annotation, logits_from_labels, logits_from_probabilities
 from hdcrf.refine import refine
+from hdcrf.trilateral_crf import TrilateralCRF
+from hdcrf.video_crf import VideoCRF
+from hdcrf.volume_crf import VolumeCRF
 
 __version__ = "0.1.0"
 
@@ -25,7 +29,11 @@ __all__ = [
     "ExactGaussian",
     "MeanFieldResult",
     "PairwiseKernel",
+    "PointCRF",
     "SmoothnessKernel",
+    "TrilateralCRF",
+    "VideoCRF",
+    "VolumeCRF",
     "bilateral_features",
     "build_filter",
     "gaussian_filter",

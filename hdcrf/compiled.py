@@ -1,6 +1,6 @@
-"""DenseCRF's forward pass as one operation, into which `torch.compile` does not look.
+"""A CRF layer's forward pass as one operation, into which `torch.compile` does not look.
 
-How many lattice vertices there are depends on the image, so a compiler could not follow the pass in any case.
+How many lattice vertices there are depends on the input, so a compiler could not follow the pass in any case.
 The backward pass is an operation too, which runs the forward pass again: nothing but tensors of known shapes
 goes from one to the other.
 """
@@ -12,64 +12,87 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hdcrf.crf_layer import CRFLayer
 from hdcrf.dense_crf import DenseCRF
+from hdcrf.point_crf import PointCRF
+from hdcrf.trilateral_crf import TrilateralCRF
+from hdcrf.video_crf import VideoCRF
+from hdcrf.volume_crf import VolumeCRF
 
-__all__ = ["dense_crf", "dense_crf_backward"]
+__all__ = ["crf", "crf_backward"]
 
-_PARAMETERS = (
-    "appearance_weight",
-    "smoothness_weight",
-    "log_appearance_sigma_xy",
-    "log_appearance_sigma_rgb",
-    "log_smoothness_sigma",
-    "compatibility.values",
-)
+_LAYERS: dict[str, type[CRFLayer]] = {
+    layer.__name__: layer for layer in (DenseCRF, PointCRF, TrilateralCRF, VideoCRF, VolumeCRF)
+}
 
 
-@torch.library.custom_op("hdcrf::dense_crf", mutates_args=())
-def dense_crf(
-    logits: Tensor,  # (B, K, H, W)
-    guide: Tensor,  # (B, c, H, W)
-    parameters: list[Tensor],  # in the order above; the compatibility's, if it has values
-    settings: str,  # DenseCRF's other arguments, written as a dict
+class _OnTensors(nn.Module):
+    """A layer, called as the operation calls it."""
+
+    def __init__(self, layer: CRFLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, logits: Tensor, guides: dict[str, Tensor]) -> Tensor:
+        return self.layer._refine(logits, **guides)
+
+
+@torch.library.custom_op("hdcrf::crf", mutates_args=())
+def crf(
+    logits: Tensor,
+    guides: list[Tensor],
+    parameters: list[Tensor],  # in the layer's order
+    settings: str,  # the layer's name, the guides' names, and its other arguments, written as a dict
 ) -> Tensor:
-    """Return what a DenseCRF with these parameters and settings returns, (B, K, H, W)."""
-    return _forward(logits, guide, parameters, settings).clone(memory_format=torch.contiguous_format)
+    """Return what a layer with these parameters and settings returns, of the logits' shape."""
+    return _forward(logits, guides, parameters, settings).clone(memory_format=torch.contiguous_format)
 
 
-def _forward(logits: Tensor, guide: Tensor, parameters: list[Tensor], settings: str) -> Tensor:
+def _forward(logits: Tensor, guides: list[Tensor], parameters: list[Tensor], settings: str) -> Tensor:
     arguments: dict[str, Any] = ast.literal_eval(settings)
-    values = dict(zip(_PARAMETERS, parameters, strict=False))
-    if "compatibility.values" in values:
-        arguments["compatibility"] = values["compatibility.values"].detach()
-    crf = DenseCRF(**arguments, learn=())
-    result: Tensor = torch.func.functional_call(crf, values, (logits, guide))
+    kind, names = _LAYERS[arguments.pop("layer")], arguments.pop("guides")
+    layer = kind(**arguments, learn=())
+    if len(parameters) > len(list(layer.parameters())):  # the compatibility's values come last
+        layer = kind(**arguments, learn=(), compatibility=parameters[-1].detach())
+    module = _OnTensors(layer)
+    values = dict(zip((name for name, _ in module.named_parameters()), parameters, strict=True))
+    given = dict(zip(names, guides, strict=True))
+    result: Tensor = torch.func.functional_call(module, values, (logits, given))
     return result
 
 
-@torch.library.custom_op("hdcrf::dense_crf_backward", mutates_args=())
-def dense_crf_backward(
+@torch.library.custom_op("hdcrf::crf_backward", mutates_args=())
+def crf_backward(
     gradient: Tensor,
     logits: Tensor,
-    guide: Tensor,
+    guides: list[Tensor],
     parameters: list[Tensor],
     settings: str,
-    needed: list[bool],  # of logits, guide, and each parameter
+    needed: list[bool],  # of logits, each guide, and each parameter
 ) -> list[Tensor]:
-    """Return the gradients with respect to logits, guide and parameters, zeros where none is needed."""
+    """Return the gradients with respect to logits, guides and parameters, zeros where none is needed."""
     # Within an operation PyTorch records nothing to differentiate; in another thread it does.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_gradients, gradient, [logits, guide, *parameters], settings, needed).result()
+        return thread.submit(_gradients, gradient, logits, guides, parameters, settings, needed).result()
 
 
-def _gradients(gradient: Tensor, given: list[Tensor], settings: str, needed: list[bool]) -> list[Tensor]:
+def _gradients(
+    gradient: Tensor,
+    logits: Tensor,
+    guides: list[Tensor],
+    parameters: list[Tensor],
+    settings: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    given = [logits, *guides, *parameters]
     inputs = [
         tensor.detach().requires_grad_() if need else tensor.detach()
         for tensor, need in zip(given, needed, strict=True)
     ]
-    result = _forward(inputs[0], inputs[1], inputs[2:], settings)
+    first = 1 + len(guides)
+    result = _forward(inputs[0], inputs[1:first], inputs[first:], settings)
     sought = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
     found = iter(torch.autograd.grad(result, sought, gradient, allow_unused=True))
     gradients = [next(found) if need else None for need in needed]
@@ -79,29 +102,30 @@ def _gradients(gradient: Tensor, given: list[Tensor], settings: str, needed: lis
     ]
 
 
-@dense_crf.register_fake
-def _(logits, guide, parameters, settings):  # type: ignore[no-untyped-def]
+@crf.register_fake
+def _(logits, guides, parameters, settings):  # type: ignore[no-untyped-def]
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@dense_crf_backward.register_fake
-def _(gradient, logits, guide, parameters, settings, needed):  # type: ignore[no-untyped-def]
-    given = (logits, guide, *parameters)
+@crf_backward.register_fake
+def _(gradient, logits, guides, parameters, settings, needed):  # type: ignore[no-untyped-def]
+    given = (logits, *guides, *parameters)
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in given]
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    logits, guide, parameters, ctx.settings = inputs
-    ctx.save_for_backward(logits, guide, *parameters)
+    logits, guides, parameters, ctx.settings = inputs
+    ctx.guides = len(guides)
+    ctx.save_for_backward(logits, *guides, *parameters)
 
 
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
-    logits, guide, *parameters = ctx.saved_tensors
-    needed = [tensor.requires_grad for tensor in (logits, guide, *parameters)]
-    of_logits, of_guide, *of_parameters = dense_crf_backward(
-        gradient, logits, guide, parameters, ctx.settings, needed
-    )
-    return of_logits, of_guide if needed[1] else None, of_parameters, None
+    logits, *rest = ctx.saved_tensors
+    guides, parameters = rest[: ctx.guides], rest[ctx.guides :]
+    needed = [tensor.requires_grad for tensor in (logits, *rest)]
+    of_logits, *of_rest = crf_backward(gradient, logits, guides, parameters, ctx.settings, needed)
+    of_rest = [part if need else None for part, need in zip(of_rest, needed[1:], strict=True)]
+    return of_logits, of_rest[: ctx.guides], of_rest[ctx.guides :], None
 
 
-dense_crf.register_autograd(_backward, setup_context=_setup_context)
+crf.register_autograd(_backward, setup_context=_setup_context)

@@ -21,14 +21,12 @@ from voxel.memory import new_large
 __all__ = [
     "batch_index",
     "bilateral_features",
+    "check_spacing",
     "point_features",
     "trilateral_features",
     "video_features",
     "volume_features",
 ]
-
-POSITION_AXES = 2
-"""The features of an image begin with the position; the colour follows."""
 
 Sigma = float | Tensor
 
@@ -106,13 +104,7 @@ def volume_features(
     """
     _check_guide(guide, "(B, c, D, H, W)")
     _check_sigmas({"sigma_xyz": sigma_xyz, "sigma_intensity": sigma_intensity}, guide.dtype)
-    if not isinstance(spacing, Sequence) or len(spacing) != 3:
-        raise ValueError(
-            f"`spacing` must be three numbers, the distances of voxels along D, H and W, got {spacing!r}"
-        )
-    for axis, distance in enumerate(spacing):
-        check_positive(f"spacing[{axis}]", distance)
-    steps = [sigma_xyz / distance for distance in reversed(spacing)]
+    steps = [sigma_xyz / distance for distance in reversed(check_spacing(spacing))]
     return _grid_features(guide, steps, sigma_intensity)
 
 
@@ -234,6 +226,15 @@ def _grid_features(guide: Tensor, steps: Sequence[Sigma], sigma_guide: Sigma) ->
             row.copy_(position[0])
         torch.div(guide.transpose(0, 1), sigma_guide, out=lifted[len(steps) :])
     return lifted.flatten(1).T
+
+
+def check_spacing(spacing: object) -> tuple[float, ...]:
+    """Return the distances of voxels along D, H and W if they are three positive numbers, else raise."""
+    if not isinstance(spacing, Sequence) or isinstance(spacing, str) or len(spacing) != 3:
+        raise ValueError(
+            f"`spacing` must be three numbers, the distances of voxels along D, H and W, got {spacing!r}"
+        )
+    return tuple(check_positive(f"spacing[{axis}]", distance) for axis, distance in enumerate(spacing))
 
 
 def _check_guide(guide: Tensor, shape: str) -> None:

@@ -547,8 +547,9 @@ class TestCompile:
     def test_operation(self):
         crf = DenseCRF(3, iterations=2)
         logits = torch.randn(1, 3, 6, 7, requires_grad=True)
-        arguments = (logits, torch.rand(1, 3, 6, 7) * 255, crf._ordered_parameters(), crf._settings())
-        torch.library.opcheck(torch.ops.hdcrf.dense_crf.default, arguments)
+        guides, parameters = [torch.rand(1, 3, 6, 7) * 255], list(crf.parameters())
+        arguments = (logits, guides, parameters, crf._description(["guide"]))
+        torch.library.opcheck(torch.ops.hdcrf.crf.default, arguments)
 
     def test_wrong_input_is_explained(self):
         crf = torch.compile(DenseCRF(3), fullgraph=True)

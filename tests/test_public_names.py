@@ -9,8 +9,8 @@ import lattice
 import voxel
 
 NAMES = {
-    hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel SmoothnessKernel
-        bilateral_features build_filter gaussian_filter labels_from_annotation logits_from_labels
+    hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF SmoothnessKernel
+        TrilateralCRF VideoCRF VolumeCRF bilateral_features build_filter gaussian_filter labels_from_annotation logits_from_labels
         logits_from_probabilities mean_field pairwise_kernel point_features refine trilateral_features
         video_features volume_features""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
@@ -23,6 +23,18 @@ SIGNATURES = {
         appearance_sigma_rgb=13.0 smoothness_weight=3.0 smoothness_sigma=3.0 compatibility='potts'
         normalization='symmetric' exclude_self=True method='permutohedral' order=1 halo=0 learn=('weights',)
         tolerance=None output='marginals' backend='auto'""",
+    hdcrf.VideoCRF: """num_labels appearance_weight=10.0 appearance_sigma_xy=80.0 appearance_sigma_t=3.0
+        appearance_sigma_rgb=13.0 smoothness_weight=3.0 smoothness_sigma=3.0 options""",
+    hdcrf.VolumeCRF: """num_labels appearance_weight=10.0 appearance_sigma_xyz=20.0
+        appearance_sigma_intensity=13.0 smoothness_weight=3.0 smoothness_sigma=1.5 spacing=(1.0, 1.0, 1.0)
+        options""",
+    hdcrf.PointCRF: """num_labels appearance_weight=10.0 appearance_sigma_xyz=0.3 appearance_sigma_rgb=13.0
+        appearance_sigma_normal=None appearance_sigma_intensity=None smoothness_weight=3.0
+        smoothness_sigma=0.1 options""",
+    hdcrf.PointCRF.forward: "self logits positions colours=None normals=None intensities=None batch=None",
+    hdcrf.TrilateralCRF: """num_labels weight=10.0 sigma_xyz=4.0 sigma_t=3.0 sigma_rgb=13.0 voxel_size=1.0
+        options""",
+    hdcrf.TrilateralCRF.forward: "self logits colours",
     hdcrf.refine: """image probabilities=None labels=None num_labels=None gt_prob=0.7 iterations=10
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None

@@ -1,0 +1,283 @@
+"""What all CRF layers share: parameters, options, and mean field over the kernels that each builds."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from hdcrf.compatibility import Compatibility
+from hdcrf.gaussian_filter import METHODS, build_filter
+from hdcrf.mean_field import MeanFieldResult, mean_field
+from hdcrf.pairwise import PairwiseKernel, pairwise_kernel
+from voxel import CoordinateRangeError
+from voxel.backend import BACKENDS
+from voxel.blur import MOST_ROUNDS
+from voxel.checks import (
+    MOST_RINGS,
+    check_choice,
+    check_count,
+    check_finite,
+    check_flag,
+    check_floating,
+    check_number,
+    check_positive,
+)
+from voxel.filter_operator import NORMALIZATIONS
+
+__all__ = ["Bandwidth", "CRFLayer", "Options", "checked_guide", "reshaped", "working_precision"]
+
+_FLOAT32 = torch.finfo(torch.float32)
+_HALVES = (torch.float16, torch.bfloat16)
+_LEARNABLE = ("weights", "bandwidths", "compatibility")
+
+
+class Options(TypedDict, total=False):
+    """The options of every CRF layer; `DenseCRF` describes them."""
+
+    iterations: int
+    compatibility: str | Tensor
+    normalization: str
+    exclude_self: bool
+    method: str
+    order: int
+    halo: int
+    learn: Iterable[str]
+    tolerance: float | None
+    output: str
+    backend: str
+
+
+class Bandwidth:
+    """A standard deviation of a layer, kept positive: the parameter is its logarithm, `log_` and its name."""
+
+    def __init__(self, description: str) -> None:
+        self.__doc__ = description
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._parameter = f"log_{name}"
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        """Return the standard deviation; None if the layer has none of that name."""
+        if layer is None:
+            return self
+        logarithm = getattr(layer, self._parameter)
+        return None if logarithm is None else logarithm.exp()
+
+
+class CRFLayer(nn.Module, ABC):
+    """A layer that runs mean field; its subclasses say over which kernels.
+
+    Args:
+        num_labels: K.
+        weights: The kernels' weights, by name.
+        bandwidths: The kernels' standard deviations, by name; None where one is not used.
+        **options: See `DenseCRF`.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        weights: Mapping[str, float],
+        bandwidths: Mapping[str, float | None],
+        *,
+        iterations: int = 5,
+        compatibility: str | Tensor = "potts",
+        normalization: str = "symmetric",
+        exclude_self: bool = True,
+        method: str = "permutohedral",
+        order: int = 1,
+        halo: int = 0,
+        learn: Iterable[str] = ("weights",),
+        tolerance: float | None = None,
+        output: str = "marginals",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_labels = check_count("num_labels", num_labels, 1)
+        self.iterations = check_count("iterations", iterations, 0)
+        self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
+        self.method = check_choice("method", method, METHODS)
+        self.order = check_count("order", order, 1, MOST_ROUNDS)
+        self.halo = check_count("halo", halo, 0, MOST_RINGS)
+        self.output = check_choice("output", output, ("marginals", "logits"))
+        self.backend = check_choice("backend", backend, BACKENDS)
+        self.exclude_self = check_flag("exclude_self", exclude_self)
+        self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+        if not isinstance(learn, Iterable):
+            raise TypeError(
+                f"`learn` must be names among {', '.join(_LEARNABLE)}, got {type(learn).__name__}"
+            )
+        learned = [learn] if isinstance(learn, str) else list(learn)
+        for name in learned:
+            check_choice("learn", name, _LEARNABLE)
+        # A kernel whose weight is 0 from the start is left out, unless weights are learned.
+        self._used = {name: "weights" in learned or weight != 0 for name, weight in weights.items()}
+        self._bandwidths = {name: value is not None for name, value in bandwidths.items()}
+        for name, weight in weights.items():
+            self.register_parameter(name, _parameter(name, weight, "weights" in learned))
+        for name, value in bandwidths.items():
+            logarithm = None if value is None else _log_parameter(name, value, "bandwidths" in learned)
+            self.register_parameter(f"log_{name}", logarithm)
+        self.compatibility = Compatibility(num_labels, compatibility, learn="compatibility" in learned)
+
+    @abstractmethod
+    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
+        """Return what the layer returns, as tensors."""
+
+    def _run(self, logits: Tensor, **guides: Tensor) -> Tensor:
+        """Refine; in a compiled model, as an operation that is not looked into."""
+        if not torch.compiler.is_compiling():
+            return self._refine(logits, **guides)
+        compiled: Tensor = torch.ops.hdcrf.crf(
+            logits, list(guides.values()), list(self.parameters()), self._description(list(guides))
+        )
+        return compiled
+
+    def _description(self, guides: Sequence[str]) -> str:
+        """Return the layer's name, the guides' names and the settings, written as a dict."""
+        return str({"layer": type(self).__name__, "guides": list(guides), **self._settings()})
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments, with numbers in place of what `parameters` hold."""
+        return {
+            "num_labels": self.num_labels,
+            **{name: int(used) for name, used in self._used.items()},
+            **{name: 1.0 if used else None for name, used in self._bandwidths.items()},
+            "iterations": self.iterations,
+            "normalization": self.normalization,
+            "exclude_self": self.exclude_self,
+            "method": self.method,
+            "order": self.order,
+            "halo": self.halo,
+            "tolerance": self.tolerance,
+            "output": self.output,
+            "backend": self.backend,
+        }
+
+    def _mean_field(
+        self,
+        rows: Tensor,
+        kernels: Sequence[PairwiseKernel],
+        track: bool,
+        return_logits: bool,
+        progress: Callable[[int], object] | None,
+    ) -> MeanFieldResult:
+        """Run mean field on (P, K) logits."""
+        check_flag("track", track)
+        check_flag("return_logits", return_logits)
+        if progress is not None and not callable(progress):
+            raise TypeError(
+                f"`progress` must be a function of the iterations done, or None, "
+                f"got {type(progress).__name__}"
+            )
+        return mean_field(
+            rows,
+            kernels,
+            self.compatibility,
+            iterations=self.iterations,
+            exclude_self=self.exclude_self,
+            tolerance=self.tolerance,
+            track=track,
+            return_logits=return_logits,
+            progress=progress,
+        )
+
+    def _lattice_kernel(
+        self,
+        features: Tensor,
+        weight: str,
+        batch: Tensor | None,
+        axes: Sequence[str],
+        point: str,
+    ) -> PairwiseKernel:
+        """Build the kernel of a lattice over features.
+
+        Args:
+            features: (P, d).
+            weight: The name of its weight.
+            batch: (P,) batch index, or None.
+            axes: The name of the bandwidth that each feature was divided by, for an error.
+            point: What a point is called there.
+        """
+        try:
+            try:
+                operator = build_filter(
+                    features,
+                    method=self.method,
+                    batch=batch,
+                    order=self.order,
+                    halo=self.halo,
+                    backend=self.backend,
+                )
+            except ValueError:
+                infinite = torch.nonzero(~torch.isfinite(features.detach()))
+                if len(infinite):
+                    raise CoordinateRangeError("", *infinite[0].tolist()) from None
+                raise
+        except CoordinateRangeError as error:
+            name = axes[error.axis]
+            raise CoordinateRangeError(
+                f"`{name}`={float(getattr(self, name).detach()):.4g} is too small: {point} {error.point} "
+                f"would lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
+                f"origin, more than the lattice's coordinates can hold; use a larger sigma",
+                error.point,
+                error.axis,
+            ) from error
+        return pairwise_kernel(operator, getattr(self, weight).to(features), self.normalization)
+
+    def extra_repr(self) -> str:
+        """Describe the model in `repr`."""
+        return (
+            f"{self.num_labels}, iterations={self.iterations}, method={self.method}, "
+            f"normalization={self.normalization}, order={self.order}, halo={self.halo}, "
+            f"exclude_self={self.exclude_self}"
+        )
+
+
+def working_precision(logits: object) -> Tensor:
+    """Return logits in the dtype to compute in: half precision as float32."""
+    if isinstance(logits, Tensor) and logits.dtype in _HALVES:
+        logits = logits.float()
+    return check_floating("logits", logits)
+
+
+def reshaped(
+    result: MeanFieldResult, dtype: torch.dtype, shape: Callable[[Tensor], Tensor]
+) -> MeanFieldResult:
+    """Return a result over (P, K) rows in another shape and in the dtype that came in."""
+    logits = None if result.logits is None else shape(result.logits).to(dtype)
+    return replace(result, marginals=shape(result.marginals).to(dtype), logits=logits)
+
+
+def checked_guide(guide: Tensor, logits: Tensor) -> Tensor:
+    """Return a guide of real, finite numbers in the logits' dtype."""
+    if guide.dtype.is_complex or guide.dtype == torch.bool:
+        raise TypeError(f"`guide` must hold real numbers, got {guide.dtype}")
+    if guide.device != logits.device:
+        raise ValueError(f"`guide` must be on the device of `logits`, {logits.device}, got {guide.device}")
+    if guide.dtype.is_floating_point:
+        check_finite("guide", guide)
+    return guide.to(logits.dtype)
+
+
+def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
+    start = torch.tensor(check_number(name, value), dtype=torch.float32)
+    if not bool(torch.isfinite(start)):
+        raise ValueError(f"`{name}` must lie within ±{_FLOAT32.max:.3g}, as float32 does, got {value}")
+    return nn.Parameter(start, requires_grad=learn)
+
+
+def _log_parameter(name: str, value: float, learn: bool) -> nn.Parameter:
+    start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
+    if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
+        raise ValueError(
+            f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, "
+            f"got {value}"
+        )
+    return nn.Parameter(start, requires_grad=learn)

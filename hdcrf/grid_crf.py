@@ -1,0 +1,155 @@
+"""CRF layers over grids: the pixels of images and videos, the voxels of volumes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hdcrf.crf_layer import CRFLayer, checked_guide, reshaped, working_precision
+from hdcrf.features import batch_index
+from hdcrf.mean_field import MeanFieldResult
+from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel
+from voxel.checks import check_finite, check_tensor
+from voxel.precision import full_precision
+
+__all__ = ["GridCRF"]
+
+
+class GridCRF(CRFLayer):
+    """A layer that refines logits on a grid (B, K, *S), guided by values on the same grid (B, c, *S).
+
+    Its kernels are a lattice over position and guide, `appearance`, and a separable one over the position,
+    `smoothness`. What S is, and the lift, its subclasses say.
+    """
+
+    _sizes: ClassVar[str]  # the names of the axes S
+    _place: ClassVar[str]  # what a point of the grid is called
+    _axes: ClassVar[Sequence[str]]  # the bandwidth of each axis, the last axis of S first
+    _guide_bandwidth: ClassVar[str]
+    smoothness_weight: nn.Parameter
+
+    @abstractmethod
+    def _features(self, guide: Tensor) -> Tensor:
+        """Lift the points of the guide."""
+
+    @abstractmethod
+    def _smoothness(self, guide: Tensor) -> tuple[tuple[int, ...], Tensor | Sequence[Tensor]]:
+        """Return the shape and the standard deviations of the smoothness kernel."""
+
+    def forward(self, logits: Tensor, guide: Tensor) -> Tensor:
+        """Refine unary logits, guided by images.
+
+        Args:
+            logits: (B, K, *S) float32 or float64: log-probabilities up to a constant for each point. Half
+                precision is computed in float32.
+            guide: (B, c, *S) with any number of channels, floating or integers.
+
+        Returns:
+            (B, K, *S) marginals, or their logarithms, as `output` says, in the dtype of the logits.
+
+        Raises:
+            TypeError: If an argument has the wrong dtype.
+            ValueError: If shapes or devices do not match, an entry is not finite, or a sigma is so small
+                that the lattice's coordinates overflow.
+        """
+        return self._run(logits, guide=guide)
+
+    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
+        result = self.infer(logits, **guides, return_logits=self.output == "logits")
+        return result.marginals if result.logits is None else result.logits
+
+    @full_precision
+    def infer(
+        self,
+        logits: Tensor,
+        guide: Tensor,
+        *,
+        track: bool = False,
+        return_logits: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> MeanFieldResult:
+        """Refine as `forward` does, and return all that mean field knows.
+
+        Args:
+            logits: (B, K, *S), as in `forward`.
+            guide: (B, c, *S), as in `forward`.
+            track: Whether to compute the energy and the objective of each iteration, summed over the batch.
+            return_logits: Whether the result has logits, which take as much memory as the marginals.
+            progress: Called with the number of iterations done, after each.
+
+        Returns:
+            Marginals and logits (B, K, *S), the number of iterations, energy and KL objective.
+
+        Raises:
+            TypeError, ValueError: As `forward`.
+        """
+        given = logits
+        logits = working_precision(logits)
+        guide = self._checked(logits, guide)
+        batch, labels, *sizes = logits.shape
+        rows = logits.movedim(1, -1).reshape(-1, labels)
+        result = self._mean_field(rows, self._kernels(guide), track, return_logits, progress)
+        return reshaped(result, given.dtype, lambda rows: rows.view(batch, *sizes, labels).movedim(-1, 1))
+
+    def _checked(self, logits: Tensor, guide: Tensor) -> Tensor:
+        """Validate both inputs and return the guide in the logits' dtype."""
+        check_tensor("guide", guide)
+        dimensions = self._sizes.count(",") + 3
+        if logits.dim() != dimensions or logits.shape[1] != self.num_labels:
+            raise ValueError(
+                f"`logits` must have shape (B, K, {self._sizes}) with K = {self.num_labels}, "
+                f"got {tuple(logits.shape)}"
+            )
+        if (
+            guide.dim() != dimensions
+            or guide.shape[0] != logits.shape[0]
+            or guide.shape[2:] != logits.shape[2:]
+        ):
+            batch, _, *sizes = logits.shape
+            raise ValueError(
+                f"`guide` must have shape (B, c, {self._sizes}) = ({batch}, c, "
+                f"{', '.join(map(str, sizes))}) to match `logits`, got {tuple(guide.shape)}"
+            )
+        if guide.shape[1] == 0:
+            raise ValueError("`guide` must have at least one channel, got none")
+        if logits.numel() == 0:
+            raise ValueError(f"`logits` must not be empty, got shape {tuple(logits.shape)}")
+        check_finite("logits", logits)
+        checked = checked_guide(guide, logits)
+        if guide.dtype.is_floating_point:
+            self._warn_of_range(guide)
+        return checked
+
+    def _warn_of_range(self, guide: Tensor) -> None:
+        sigma = float(getattr(self, self._guide_bandwidth).detach())
+        if not self._used["appearance_weight"] or sigma < 2:
+            return
+        low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
+        if low >= 0 and 0 < high <= 1:
+            name = self._guide_bandwidth
+            warnings.warn(
+                f"`guide` lies between {low:.3g} and {high:.3g}, but {name}={sigma:.3g} is in "
+                f"the guide's units, so its values hardly matter; scale the guide to 0..255, or use "
+                f"{name}={sigma / 255:.3g}",
+                stacklevel=5,
+            )
+
+    def _kernels(self, guide: Tensor) -> list[PairwiseKernel]:
+        kernels: list[PairwiseKernel] = []
+        batch, channels, *sizes = guide.shape
+        if self._used["appearance_weight"]:
+            axes = [*self._axes, *[self._guide_bandwidth] * channels]
+            index = batch_index(batch, math.prod(sizes), guide.device)
+            features = self._features(guide)
+            kernels.append(self._lattice_kernel(features, "appearance_weight", index, axes, self._place))
+        if self._used["smoothness_weight"]:
+            weight = self.smoothness_weight.to(guide)
+            shape, sigma = self._smoothness(guide)
+            kernels.append(SmoothnessKernel(shape, sigma, weight, self.normalization, backend=self.backend))
+        return kernels

@@ -1,0 +1,292 @@
+"""What every CRF layer owes, whatever it refines: images, videos, volumes, points or space-time voxels."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+
+import hdcrf
+from hdcrf import DenseCRF, PointCRF, TrilateralCRF, VideoCRF, VolumeCRF
+from tests.distributed_training import train_in_two_processes
+from voxel import CoordinateRangeError, SparseTensor
+
+LEARNED = ("weights", "bandwidths", "compatibility")
+LAYERS = ["image", "video", "volume", "points", "voxels"]
+_SIZES = {"image": (4, 5), "video": (2, 3, 3), "volume": (2, 3, 3)}
+_LAYER = {
+    "image": DenseCRF,
+    "video": VideoCRF,
+    "volume": VolumeCRF,
+    "points": PointCRF,
+    "voxels": TrilateralCRF,
+}
+# Bandwidths for small inputs with guides from 0 to 1.
+_BANDWIDTHS = {
+    "image": {"appearance_sigma_xy": 3.1, "appearance_sigma_rgb": 0.7, "smoothness_sigma": 1.2},
+    "video": {
+        "appearance_sigma_xy": 3.1, "appearance_sigma_t": 1.7, "appearance_sigma_rgb": 0.7,
+        "smoothness_sigma": 1.2,
+    },
+    "volume": {"appearance_sigma_xyz": 2.9, "appearance_sigma_intensity": 0.7, "smoothness_sigma": 1.2},
+    "points": {
+        "appearance_sigma_xyz": 0.51, "appearance_sigma_rgb": 0.7, "appearance_sigma_normal": 0.9,
+        "appearance_sigma_intensity": 0.8, "smoothness_sigma": 0.37,
+    },
+    "voxels": {"sigma_xyz": 1.9, "sigma_t": 1.3, "sigma_rgb": 0.7},
+}  # fmt: skip
+
+
+def make(kind, **options):
+    """Return a layer over three labels with moderate weights."""
+    weights = {"weight": 0.8} if kind == "voxels" else {"appearance_weight": 0.8, "smoothness_weight": 0.6}
+    spacing = {"spacing": (1.5, 1.0, 0.8)} if kind == "volume" else {}
+    return _LAYER[kind](3, **{**weights, **spacing, **_BANDWIDTHS[kind], **options})
+
+
+def inputs(kind, dtype=torch.float32, batch=2, seed=0):
+    """Return logits and guides of a batch, by name."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    if kind in _SIZES:
+        sizes = _SIZES[kind]
+        return {"logits": 3 * uniform(batch, 3, *sizes), "guide": uniform(batch, 2, *sizes)}
+    if kind == "points":
+        points = 9 * batch
+        return {
+            "logits": 3 * uniform(points, 3),
+            "positions": uniform(points, 3),
+            "colours": uniform(points, 2),
+            "normals": torch.nn.functional.normalize(uniform(points, 3)),
+            "intensities": uniform(points),
+            "batch": torch.arange(batch).repeat_interleave(9),
+        }
+    one = torch.cartesian_prod(*[torch.arange(2)] * 4)[:12]
+    coordinates = torch.cat([torch.nn.functional.pad(one, (1, 0), value=i) for i in range(batch)])
+    return {
+        "logits": 3 * uniform(len(coordinates), 3),
+        "coordinates": coordinates,
+        "colours": uniform(len(coordinates), 3),
+    }
+
+
+def call(kind, layer, given):
+    """Run the layer on such inputs, and return its tensor."""
+    if kind != "voxels":
+        return layer(**given)
+    voxels = SparseTensor(given["coordinates"], given["colours"])
+    refined = layer(SparseTensor(given["coordinates"], given["logits"]), voxels)
+    assert torch.equal(refined.coordinates, voxels.coordinates)
+    return refined.features
+
+
+def item(kind, given, i):
+    """Return the i-th item of a batch."""
+    if kind in _SIZES:
+        return {name: value[i : i + 1] for name, value in given.items()}
+    batch = given["batch"] if kind == "points" else given["coordinates"][:, 0]
+    return {name: value[batch == i] for name, value in given.items() if name != "batch"}
+
+
+def on(device, given):
+    return {name: value.to(device) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("method", ["permutohedral", pytest.param("voxel", marks=pytest.mark.slow), "exact"])
+@pytest.mark.parametrize("kind", LAYERS)
+class TestAnyMethod:
+    def test_a_batch_equals_its_items(self, kind, method, device):
+        layer, given = make(kind, method=method, learn=()).to(device), on(device, inputs(kind))
+        whole = call(kind, layer, given)
+        torch.testing.assert_close(whole.sum(1), torch.ones_like(whole.sum(1)))
+        batch = given.get("batch", given["coordinates"][:, 0] if kind == "voxels" else None)
+        for i in range(2):
+            expected = whole[i : i + 1] if batch is None else whole[batch == i]
+            # Measured: 2e-7; the vertices are summed in another order.
+            torch.testing.assert_close(call(kind, layer, item(kind, given, i)), expected, atol=2e-6, rtol=0)
+
+
+# Points of 10 and voxels of 7 dimensions fall into nearest cubes, in which only values have a gradient.
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *[(kind, "permutohedral") for kind in LAYERS],
+        *[pytest.param(kind, "voxel", marks=pytest.mark.slow) for kind in _SIZES],
+    ],
+)
+def test_gradcheck_through_three_iterations(kind, method):
+    """For logits, guides, weights, bandwidths and compatibility, in float64."""
+    layer = make(kind, iterations=3, compatibility="full", learn=LEARNED, method=method).double()
+    given = inputs(kind, torch.float64, batch=1 if kind in _SIZES else 2)
+    names = [name for name, value in given.items() if value.is_floating_point()]
+    parameters = dict(layer.named_parameters())
+    assert all(parameter.requires_grad for parameter in parameters.values())
+
+    class Called(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, tensors):
+            return call(kind, self.layer, {**given, **tensors})
+
+    def run(*values):
+        tensors = dict(zip(names, values, strict=False))
+        learned = dict(zip((f"layer.{name}" for name in parameters), values[len(names) :], strict=True))
+        return torch.func.functional_call(Called(), learned, (tensors,))
+
+    tensors = [given[name].clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(run, (*tensors, *parameters.values()), eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+class TestEveryLayer:
+    def test_tracking_gradients_changes_nothing(self, kind, device):
+        layer, given = make(kind).to(device), on(device, inputs(kind))
+        tracked = call(kind, layer, given)
+        assert tracked.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(call(kind, layer, given), tracked.detach())
+
+    def test_logits_are_the_marginals_logarithm(self, kind):
+        given = inputs(kind)
+        logits = call(kind, make(kind, output="logits"), given)
+        torch.testing.assert_close(torch.softmax(logits, 1), call(kind, make(kind), given))
+
+    def test_zero_weights_give_the_unary_back(self, kind):
+        given = inputs(kind)
+        weights = ["weight"] if kind == "voxels" else ["appearance_weight", "smoothness_weight"]
+        layer = make(kind, **dict.fromkeys(weights, 0), learn=())
+        torch.testing.assert_close(call(kind, layer, given), torch.softmax(given["logits"], 1))
+
+    def test_state_dict_round_trip(self, kind):
+        given = inputs(kind)
+        layer = make(kind, compatibility="full", learn=LEARNED)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        other = make(kind, compatibility="full", learn=LEARNED)
+        assert not torch.equal(call(kind, other, given), call(kind, layer, given))
+        other.load_state_dict(layer.state_dict())
+        assert torch.equal(call(kind, other, given), call(kind, layer, given))
+        assert torch.equal(call(kind, copy.deepcopy(layer), given), call(kind, layer, given))
+
+    def test_bandwidths_stay_positive(self, kind):
+        layer = make(kind, learn="bandwidths")
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1e3)
+        sum(parameter.sum() for parameter in layer.parameters() if parameter.requires_grad).backward()
+        optimizer.step()
+        for name in _BANDWIDTHS[kind]:
+            assert float(getattr(layer, f"log_{name}").detach()) < -100
+            assert float(getattr(layer, name).detach()) >= 0
+
+    @pytest.mark.slow
+    # PyTorch's own look at a tensor between two graphs.
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+    def test_compiled(self, kind, device):
+        torch.compiler.reset()
+        layer = make(kind, iterations=2, compatibility="full", learn=LEARNED).to(device)
+        given = on(device, inputs(kind))
+        names = [name for name, value in given.items() if value.is_floating_point()]
+        for name in names:
+            given[name].requires_grad_()
+        sought = [*(given[name] for name in names), *layer.parameters()]
+        gradient = torch.randn_like(given["logits"])
+        results = []
+        # A sparse tensor is checked and indexed in Python, outside of the graph.
+        for function in (layer, torch.compile(layer, fullgraph=kind != "voxels")):
+            refined = call(kind, function, given)
+            results.append((refined, *torch.autograd.grad(refined, sought, gradient)))
+        for expected, result in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_compiled_operation(self, kind):
+        layer, given = make(kind, iterations=2), inputs(kind)
+        logits = given.pop("logits").requires_grad_()
+        arguments = (logits, list(given.values()), list(layer.parameters()), layer._description(list(given)))
+        torch.library.opcheck(torch.ops.hdcrf.crf.default, arguments)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_not_finite(self, kind, bad):
+        layer, given = make(kind), inputs(kind)
+        for name, value in given.items():
+            if value.is_floating_point():
+                damaged = value.clone()
+                damaged.view(-1)[5] = bad
+                with pytest.raises(ValueError, match=rf"`{name}` must be finite, got {bad} at index"):
+                    call(kind, layer, {**given, name: damaged})
+
+    def test_wrong_dtypes_and_shapes(self, kind):
+        layer, given = make(kind), inputs(kind)
+        if kind != "voxels":
+            with pytest.raises(TypeError, match=r"`logits` must be float32 or float64, got torch\.int64"):
+                layer(**{**given, "logits": given["logits"].long()})
+            with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got ndarray"):
+                layer(**{**given, "logits": given["logits"].numpy()})
+        with pytest.raises(ValueError, match="K = 3"):
+            call(kind, layer, {**given, "logits": given["logits"][:, :2]})
+
+    def test_sigmas_too_small_are_named(self, kind):
+        for name in _BANDWIDTHS[kind]:
+            if name == "smoothness_sigma" and kind != "points":  # a separable filter has no coordinates
+                continue
+            layer = make(kind, **{name: 1e-9})
+            with pytest.raises(
+                CoordinateRangeError, match=rf"`{name}`=1e-09 is too small: \w+ \d+ would lie"
+            ):
+                call(kind, layer, inputs(kind))
+
+    def test_wrong_options(self, kind):
+        with pytest.raises(ValueError, match="`iterations` must be at least 0"):
+            make(kind, iterations=-1)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'iteration'"):
+            make(kind, iteration=3)
+        for name in _BANDWIDTHS[kind]:
+            with pytest.raises(ValueError, match=f"`{name}` must be a finite number greater than 0, got -1"):
+                make(kind, **{name: -1.0})
+
+    def test_the_description_names_the_model(self, kind):
+        assert "iterations=5, method=permutohedral" in repr(make(kind))
+
+    def test_every_option_is_known(self, kind):
+        shared = set(inspect.signature(hdcrf.crf_layer.CRFLayer).parameters) - {"weights", "bandwidths"}
+        assert set(hdcrf.crf_layer.Options.__annotations__) == shared - {"num_labels"}
+
+
+# Sparse tensors hold float32 and float64 only, to which sparse convolutions come back.
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "voxels"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision(kind, device, dtype):
+    """A network in half precision before it: the layer computes in float32 and casts the result back."""
+    layer, given = make(kind, output="logits").to(device), on(device, inputs(kind))
+    given["logits"] = given["logits"].to(dtype)
+    expected = call(kind, layer, {**given, "logits": given["logits"].float()})
+    given["logits"].requires_grad_()
+    with torch.autocast(device.type, dtype=dtype):
+        refined = call(kind, layer, given)
+    assert refined.dtype == dtype
+    assert torch.equal(refined, expected.to(dtype))
+    refined.float().square().sum().backward()
+    assert bool(torch.isfinite(given["logits"].grad).all())
+
+
+@pytest.mark.slow
+def test_two_processes_train_alike(tmp_path):
+    """Under DistributedDataParallel, the parameters of both processes are the same bits after ten steps."""
+    first, second, start = train_in_two_processes(tmp_path)
+    assert first.keys() == start.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        assert not torch.equal(value, start[name])
+
+
+def test_the_tests_cover_every_layer():
+    found = {
+        value
+        for value in vars(hdcrf).values()
+        if inspect.isclass(value) and issubclass(value, hdcrf.crf_layer.CRFLayer)
+    }
+    assert found == set(_LAYER.values())
