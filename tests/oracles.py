@@ -166,13 +166,16 @@ def blur_matrix(coordinates, step):
     return matrix
 
 
-def brute_convolution(coordinates, features, offsets, weight):
-    """Return y[v] = Σ_o W_oᵀ x[v + o] for (V, 1 + D) coordinates, voxel by voxel."""
+def brute_convolution(coordinates, features, offsets, weight, stride=1):
+    """Return the distinct v = floor(x / s) of (V, 1 + D) coordinates, and Σ_o W_oᵀ x[s v + o] at each."""
     rows = {tuple(row): i for i, row in enumerate(coordinates.tolist())}
-    result = torch.zeros(len(rows), weight.shape[2], dtype=features.dtype)
-    for row, i in rows.items():
+    result = {}
+    for row in rows:
+        voxel = (row[0], *[x // stride for x in row[1:]])
+        result[voxel] = torch.zeros(weight.shape[2], dtype=features.dtype)
+        corner = (row[0], *[stride * x for x in voxel[1:]])
         for offset, matrix in zip(offsets.tolist(), weight, strict=True):
-            j = rows.get(moved(row, (0, *offset)))
+            j = rows.get(moved(corner, (0, *offset)))
             if j is not None:
-                result[i] += features[j] @ matrix
-    return result
+                result[voxel] += features[j] @ matrix
+    return list(result), torch.stack(list(result.values()))

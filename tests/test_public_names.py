@@ -14,8 +14,9 @@ NAMES = {
         logits_from_probabilities mean_field pairwise_kernel point_features refine trilateral_features
         video_features volume_features""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
-    voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseConv SparseMatrix
-        SparseTensor SplatBlurSlice VoxelGrid kernel_map kernel_offsets pairs_within unique_rows""",
+    voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseConv
+        SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
+        kernel_offsets pairs_within unique_rows""",
 }
 
 SIGNATURES = {
@@ -59,7 +60,19 @@ SIGNATURES = {
     lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
     voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None backend='auto'",
     voxel.SparseTensor: "coordinates features",
-    voxel.SparseConv: """in_channels out_channels kernel_size dimension shape='cube' dilation=1 bias=True""",
+    voxel.SparseTensor.from_voxels: "voxels features",
+    voxel.SparseTensor.replace: "self features",
+    voxel.SparseTensor.map: "self function",
+    voxel.SparseTensor.concatenate: "self other",
+    voxel.SparseConv: """in_channels out_channels kernel_size dimension stride=1 shape='cube' dilation=1
+        bias=True""",
+    voxel.SparseConvTranspose: """in_channels out_channels kernel_size dimension stride shape='cube'
+        dilation=1 bias=True""",
+    voxel.SparseConvTranspose.forward: "self tensor target",
+    voxel.VoxelSet: "coordinates",
+    voxel.VoxelSet.coarser: "self stride",
+    voxel.VoxelSet.kernel_map: "self kernel_size shape='cube' dilation=1 stride=1",
+    voxel.kernel_map: "index offsets coordinates=None stride=1",
 }
 
 

@@ -71,7 +71,7 @@ def test_high_dimension_equals_brute_force(device, dimension, shape):
     coordinates = torch.randint(0, 3, (60, 1 + dimension)).unique(dim=0)
     features = torch.randn(len(coordinates), 2, dtype=torch.float64)
     conv = SparseConv(2, 3, 3, dimension=dimension, shape=shape, bias=False).double()
-    expected = brute_convolution(coordinates, features, conv.offsets, conv.weight.detach())
+    _voxels, expected = brute_convolution(coordinates, features, conv.offsets, conv.weight.detach())
     result = conv.to(device)(SparseTensor(coordinates.to(device), features.to(device))).features
     torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-13)
 
@@ -131,6 +131,10 @@ def test_offsets_are_not_saved():
         ({"dimension": 0}, ValueError, "`dimension`"),
         ({"dilation": 0}, ValueError, "`dilation`"),
         ({"shape": "sphere"}, ValueError, "`shape` must be one of 'cube', 'cross', got 'sphere'"),
+        ({"bias": 1}, TypeError, "`bias` must be True or False"),
+        ({"stride": 0}, ValueError, "`stride` must be at least 1"),
+        ({"stride": 2.0}, TypeError, "`stride` must be an integer"),
+        ({"stride": 2**31}, ValueError, "`stride` must be at most"),
     ],
 )
 def test_constructor_errors(changed, error, message):
@@ -145,6 +149,12 @@ def test_input_errors():
         SparseConv(2, 1, 3, dimension=3)(tensor)
     with pytest.raises(ValueError, match="must have 4 channels, got 2"):
         SparseConv(4, 1, 3, dimension=2)(tensor)
+    with pytest.raises(TypeError, match=r"`tensor` must be a voxel.SparseTensor, got Tensor"):
+        SparseConv(2, 1, 3, dimension=2)(tensor.features)
+    with pytest.raises(TypeError, match=r"`features` must have the dtype of `weight`, torch.float64"):
+        SparseConv(2, 1, 3, dimension=2).double()(tensor)
+    with pytest.raises(ValueError, match="`features` must be on the device of `weight`, meta"):
+        SparseConv(2, 1, 3, dimension=2).to("meta")(tensor)
     twice = SparseTensor(torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.ones(2, 2))
     with pytest.raises(ValueError, match="must be distinct"):
         SparseConv(2, 1, 3, dimension=2)(twice)

@@ -75,6 +75,54 @@ def test_kernel_map_equals_brute_force(coordinates):
         assert set(zip(source.tolist(), target.tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize("dimension", [1, 2, 4])
+@pytest.mark.parametrize("size", [2, 4])
+def test_offsets_of_even_kernels_start_at_zero(dimension, size):
+    cube = [tuple(row) for row in kernel_offsets(size, dimension, "cube").tolist()]
+    assert cube == list(itertools.product(range(size), repeat=dimension))
+    cross = {tuple(row) for row in kernel_offsets(size, dimension, "cross").tolist()}
+    assert cross == {row for row in cube if sum(x != 0 for x in row) <= 1}
+    assert len(cross) == dimension * (size - 1) + 1
+
+
+@given(coordinates=voxels(), others=st.data(), stride=st.integers(1, 3), size=st.integers(1, 3))
+def test_strided_kernel_map_equals_brute_force(coordinates, others, stride, size):
+    dimension = coordinates.shape[1] - 1
+    row = st.tuples(st.integers(0, 2), *[st.integers(-2, 2)] * dimension)
+    outputs = others.draw(st.lists(row, max_size=20, unique=True))
+    offsets = kernel_offsets(size, dimension, "cross")
+    rows = {tuple(row): i for i, row in enumerate(coordinates.tolist())}
+    given_outputs = torch.tensor(outputs, dtype=torch.int32).reshape(-1, 1 + dimension)
+    maps = kernel_map(CoordinateIndex(coordinates), offsets, coordinates=given_outputs, stride=stride)
+    for offset, (source, target) in zip(offsets.tolist(), maps, strict=True):
+        expected = set()
+        for i, (batch, *output) in enumerate(outputs):
+            j = rows.get((batch, *[stride * x + o for x, o in zip(output, offset, strict=True)]))
+            if j is not None:
+                expected.add((j, i))
+        assert len(source) == len(target) == len(expected)
+        assert set(zip(source.tolist(), target.tolist(), strict=True)) == expected
+
+
+def test_kernel_map_of_lopsided_offsets():
+    # No offset but zero is there with its negative.
+    coordinates = torch.tensor([[0, 0], [0, 1], [0, 3]])
+    maps = kernel_map(CoordinateIndex(coordinates), torch.tensor([[1], [0], [-3]]))
+    pairs = [set(zip(source.tolist(), target.tolist(), strict=True)) for source, target in maps]
+    assert pairs == [{(1, 0)}, {(0, 0), (1, 1), (2, 2)}, {(0, 2)}]
+
+
+def test_kernel_map_by_hashes():
+    # Extents that multiply to more than 2⁶³, so that keys are hashes.
+    coordinates = torch.randint(-(2**31), 2**31 - 2, (50, 6))
+    coordinates = torch.cat([coordinates, coordinates + torch.tensor([0, 1, 1, 1, 1, 1])])
+    (source, target), (back, forth) = kernel_map(
+        CoordinateIndex(coordinates.int()), torch.tensor([[1] * 5, [-1] * 5])
+    )
+    assert (target.sort()[0].tolist(), (source - target).tolist()) == (list(range(50)), [50] * 50)
+    assert (torch.equal(back, target), torch.equal(forth, source)) == (True, True)
+
+
 def test_kernel_map_does_not_wrap_around_int32():
     ends = torch.tensor([[0, -(2**31)], [0, 2**31 - 1]], dtype=torch.int32)
     maps = kernel_map(CoordinateIndex(ends), kernel_offsets(3, 1, "cube"))

@@ -40,6 +40,7 @@ def test_empty():
         (COORDINATES, FEATURES[:2], ValueError, r"shape \(V, C\) with 3 rows, got \(2, 2\)"),
         (COORDINATES, FEATURES[:, 0], ValueError, r"shape \(V, C\) with 3 rows, got \(3,\)"),
         (COORDINATES, FEATURES.to("meta"), ValueError, "`features` must be on .*, got meta"),
+        (COORDINATES.to("meta"), FEATURES, ValueError, "`coordinates`"),
         (-COORDINATES, FEATURES, ValueError, "negative batch index"),
         (COORDINATES + 2**31 - 2, FEATURES, ValueError, "must fit into int32"),
         (COORDINATES * torch.tensor([1, 2**30, 1]), FEATURES, ValueError, "must fit into int32"),
@@ -59,12 +60,53 @@ def test_duplicates_are_an_error_when_the_index_is_needed():
 def test_replace_shares_coordinates_and_index():
     tensor = SparseTensor(COORDINATES, FEATURES)
     other = tensor.replace(FEATURES[:, :1].double())
+    assert "index" not in vars(tensor.voxels)  # which is built only when needed
+    assert other.voxels is tensor.voxels
     assert other.index is tensor.index
     assert other.coordinates is tensor.coordinates
     assert other.features.dtype == torch.float64
     assert tensor.features is FEATURES
     with pytest.raises(ValueError, match=r"shape \(V, C\) with 3 rows"):
         tensor.replace(FEATURES[:2])
+
+
+def test_map():
+    tensor = SparseTensor(COORDINATES, FEATURES - 2)
+    assert torch.equal(tensor.map(torch.relu).features, torch.relu(FEATURES - 2))
+    assert tensor.map(torch.relu).voxels is tensor.voxels
+    with pytest.raises(ValueError, match=r"shape \(V, C\) with 3 rows, got \(\)"):
+        tensor.map(torch.sum)
+
+
+def test_concatenate():
+    tensor = SparseTensor(COORDINATES, FEATURES)
+    expected = torch.cat([FEATURES, 2 * FEATURES[:, :1]], 1)
+    for other in (tensor.replace(2 * FEATURES[:, :1]), SparseTensor(COORDINATES, 2 * FEATURES[:, :1])):
+        both = tensor.concatenate(other)
+        assert both.voxels is tensor.voxels
+        assert torch.equal(both.features, expected)
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "message"),
+    [
+        (FEATURES, TypeError, r"`other` must be a voxel.SparseTensor, got Tensor"),
+        (SparseTensor(COORDINATES, FEATURES.double()), TypeError, "`other` must have the dtype of `self`"),
+        (SparseTensor(COORDINATES.flip(0), FEATURES), ValueError, "in the same order"),
+        (SparseTensor(COORDINATES[:2], FEATURES[:2]), ValueError, "in the same order"),
+    ],
+)
+def test_concatenate_errors(other, error, message):
+    with pytest.raises(error, match=message):
+        SparseTensor(COORDINATES, FEATURES).concatenate(other)
+
+
+def test_tensors_on_two_devices_are_an_error(device):
+    if device.type == "cpu":
+        pytest.skip("needs a second device")
+    tensor = SparseTensor(COORDINATES, FEATURES)
+    with pytest.raises(ValueError, match="`other` must be on the device of `self`"):
+        tensor.concatenate(SparseTensor(COORDINATES.to(device), FEATURES.to(device)))
 
 
 class TestFromPoints:

@@ -13,6 +13,7 @@ multipliers. So there is no limit on D, and nothing ever wraps around unseen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,10 +41,13 @@ class _LinearKey:
             draws = torch.randint(bounds.min, bounds.max, (len(extents),), generator=generator)
             self.multipliers = (draws | 1).tolist()
 
+    def step(self, offset: Sequence[int]) -> int:
+        """Return how the key of a coordinate changes when `offset` is added to it."""
+        step = sum(multiplier * x for multiplier, x in zip(self.multipliers, offset, strict=True))
+        return (step + 2**63) % 2**64 - 2**63  # as int64 wraps around
+
     def __call__(self, coordinates: Tensor) -> Tensor:
-        pairs = zip(self.multipliers, self.origin, strict=True)
-        offset = -sum(multiplier * origin for multiplier, origin in pairs)
-        offset = (offset + 2**63) % 2**64 - 2**63  # as int64 wraps around
+        offset = self.step([-x for x in self.origin])
         key = torch.full(coordinates.shape[:1], offset, dtype=torch.int64, device=coordinates.device)
         for j, multiplier in enumerate(self.multipliers):
             key.add_(coordinates[:, j], alpha=multiplier)
@@ -117,3 +121,32 @@ class CoordinateIndex:
         for j in range(coordinates.shape[1]):
             found &= self.coordinates[:, j][row] == coordinates[:, j]
         return row.masked_fill_(~found, -1)
+
+    def shifted_pairs(
+        self, coordinates: Tensor, offsets: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each offset, find the pairs of a stored row and a given row with stored = given + offset.
+
+        Args:
+            coordinates: (M, D) int64, distinct, so large only that no sum with an offset wraps around.
+            offsets: Lists of D integers.
+
+        Yields:
+            Stored rows and given rows, as two equally long int64 vectors that hold no row twice.
+        """
+        empty = torch.empty(0, dtype=torch.int64, device=coordinates.device)
+        if len(self) == 0 or coordinates.shape[0] == 0:
+            yield from ((empty, empty) for _ in offsets)
+            return
+        # The search is faster in order, and an offset moves all the keys alike.
+        keys, given_rows = torch.sort(self._key(coordinates))
+        for offset in offsets:
+            wanted = keys + self._key.step(offset)
+            place = torch.searchsorted(self._sorted_keys, wanted).clamp_(max=len(self) - 1)
+            hit = torch.nonzero(self._sorted_keys.index_select(0, place) == wanted)[:, 0]
+            stored, given = self._order[place[hit]], given_rows[hit]
+            # Compared in full, as in `lookup`.
+            found = self.coordinates.new_ones(hit.shape, dtype=torch.bool)
+            for j, x in enumerate(offset):
+                found &= self.coordinates[:, j][stored] == coordinates[:, j][given] + x
+            yield stored[found], given[found]

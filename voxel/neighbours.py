@@ -17,24 +17,27 @@ _BLOCK_ROWS = 2048
 
 
 def kernel_offsets(kernel_size: int, dimension: int, shape: str, dilation: int = 1) -> Tensor:
-    """Return the (O, D) integer offsets of a kernel centred on its voxel.
+    """Return the (O, D) integer offsets of a kernel.
+
+    Along an axis they are -(k - 1) / 2 … (k - 1) / 2 for an odd kernel size k, which is centred on its voxel,
+    and 0 … k - 1 for an even one.
 
     Args:
-        kernel_size: Odd extent along each axis.
+        kernel_size: k, the extent along each axis.
         dimension: D.
-        shape: "cube", all kernel_size^D offsets, or "cross", those along one axis: D (kernel_size - 1) + 1.
+        shape: "cube", all k^D offsets, or "cross", those along one axis: D (k - 1) + 1.
         dilation: Spacing of the offsets.
 
     Raises:
         TypeError: If an extent is not an integer.
-        ValueError: If the kernel size is even, or the shape is none of these.
+        ValueError: If an extent is less than 1, or the shape is none of these.
     """
     check_count("dimension", dimension, 1)
     check_count("dilation", dilation, 1)
     check_choice("shape", shape, ("cube", "cross"))
-    if check_count("kernel_size", kernel_size, 1) % 2 == 0:
-        raise ValueError(f"`kernel_size` must be odd, so that the kernel has a centre, got {kernel_size}")
-    reach = range(-(kernel_size // 2), kernel_size // 2 + 1)
+    size = check_count("kernel_size", kernel_size, 1)
+    lowest = -(size // 2) if size % 2 else 0
+    reach = range(lowest, lowest + size)
     if shape == "cube":
         offsets = torch.tensor(list(itertools.product(reach, repeat=dimension)), dtype=torch.int64)
     else:
@@ -44,24 +47,32 @@ def kernel_offsets(kernel_size: int, dimension: int, shape: str, dilation: int =
     return offsets.reshape(-1, dimension) * dilation
 
 
-def kernel_map(index: CoordinateIndex, offsets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each offset, list the pairs of stored rows (input, output) with x_input = x_output + offset.
+def kernel_map(
+    index: CoordinateIndex, offsets: Tensor, *, coordinates: Tensor | None = None, stride: int = 1
+) -> list[tuple[Tensor, Tensor]]:
+    """For each offset, list the pairs of rows (input, output) with x_input = stride · x_output + offset.
 
     Args:
-        index: V coordinates, batch first.
+        index: V input coordinates, batch first.
         offsets: (O, D) without the batch column.
+        coordinates: (V', 1 + D) distinct output coordinates, batch first; None: those of the index.
+        stride: What the output coordinates, but not their batch, are multiplied by.
 
     Returns:
-        O pairs of equally long int64 vectors; no output row occurs twice in one of them.
+        O pairs of equally long int64 vectors; no row of the input or of the output occurs twice in one pair.
     """
-    maps = []
+    steps = [(0, *offset) for offset in offsets.tolist()]
     # In 64 bits, so that no neighbour wraps around the range of the coordinates.
-    coordinates = index.coordinates.to(torch.int64)
-    for offset in torch.nn.functional.pad(offsets, (1, 0)).to(coordinates):
-        source = index.lookup(coordinates + offset)
-        target = torch.nonzero(source >= 0)[:, 0]
-        maps.append((source[target], target))
-    return maps
+    outputs = (index.coordinates if coordinates is None else coordinates).to(torch.int64)
+    if coordinates is not None or stride != 1:
+        scale = [1] + [stride] * (outputs.shape[1] - 1)
+        outputs = outputs * torch.tensor(scale, device=outputs.device)
+        return list(index.shifted_pairs(outputs, steps))
+    # Among the same voxels, the pairs of an offset are those of its negative the other way round.
+    negative = {step: tuple(-x for x in step) for step in steps}
+    searched = list(dict.fromkeys(min(step, negative[step]) for step in steps))
+    pairs = dict(zip(searched, index.shifted_pairs(outputs, searched), strict=True))
+    return [pairs[step] if step in pairs else pairs[negative[step]][::-1] for step in steps]
 
 
 def pairs_within(coordinates: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:

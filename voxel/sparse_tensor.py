@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from voxel.checks import check_batch_index, check_finite, check_matrix, check_positive, check_tensor
+from voxel.checks import (
+    check_batch_index,
+    check_finite,
+    check_matrix,
+    check_positive,
+    check_same_kind,
+)
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.coordinate_range import check_coordinate_range
+from voxel.voxel_set import VoxelSet
 
-__all__ = ["SparseTensor"]
+__all__ = ["SparseTensor", "check_sparse_tensor"]
 
 
 class SparseTensor:
     """Features on a sparse set of voxels, in any number of dimensions.
 
     Args:
-        coordinates: (V, 1 + D) integers, the batch index first; no row twice.
+        coordinates: (V, 1 + D) integers, the batch index first; no row twice. Not to be changed afterwards.
         features: (V, C) float32 or float64.
+
+    Attributes:
+        voxels: The VoxelSet, which `replace` shares. It keeps the kernel maps of all layers that the tensors
+            on it went through, so keep `features` rather than the tensor where nothing else is needed.
+        features: (V, C).
 
     Raises:
         TypeError: If the coordinates are not integers or the features not floating.
@@ -28,33 +40,23 @@ class SparseTensor:
     """
 
     def __init__(self, coordinates: Tensor, features: Tensor) -> None:
-        check_tensor("coordinates", coordinates)
-        if (
-            coordinates.dtype.is_floating_point
-            or coordinates.dtype.is_complex
-            or coordinates.dtype == torch.bool
-        ):
-            raise TypeError(
-                f"`coordinates` must hold integers, got {coordinates.dtype}; "
-                "quantise positions with SparseTensor.from_points"
-            )
-        if coordinates.dim() != 2 or coordinates.shape[1] < 2:
+        self._set(VoxelSet(coordinates), features)
+
+    def _set(self, voxels: VoxelSet, features: Tensor) -> None:
+        check_matrix("features", features, "(V, C)", rows=len(voxels))
+        if features.device != voxels.coordinates.device:
             raise ValueError(
-                "`coordinates` must have shape (V, 1 + D), the batch index first, "
-                f"got {tuple(coordinates.shape)}"
+                f"`features` must be on {voxels.coordinates.device}, as the coordinates are, "
+                f"got {features.device}"
             )
-        check_matrix("features", features, "(V, C)", rows=coordinates.shape[0])
-        if features.device != coordinates.device:
-            raise ValueError(
-                f"`features` must be on {coordinates.device}, as `coordinates` are, got {features.device}"
-            )
-        if coordinates.numel():
-            if int(coordinates[:, 0].min()) < 0:
-                raise ValueError("`coordinates` has a negative batch index in column 0")
-            if int(coordinates.max()) >= 2**31 or int(coordinates.min()) < -(2**31):
-                raise ValueError("`coordinates` must fit into int32; shift or coarsen them")
-        self.coordinates = coordinates.to(torch.int32)
-        self.features = features
+        self.voxels, self.features = voxels, features
+
+    @staticmethod
+    def from_voxels(voxels: VoxelSet, features: Tensor) -> SparseTensor:
+        """Return a tensor with features (V, C) on a set of voxels that others share."""
+        tensor = SparseTensor.__new__(SparseTensor)
+        tensor._set(voxels, features)
+        return tensor
 
     @staticmethod
     def from_points(
@@ -86,28 +88,56 @@ class SparseTensor:
         return SparseTensor(voxels, sums / counts[:, None]), voxel
 
     @property
+    def coordinates(self) -> Tensor:
+        """The (V, 1 + D) int32 coordinates, the batch index first."""
+        return self.voxels.coordinates
+
+    @property
     def dimension(self) -> int:
         """D, the number of spatial dimensions, without the batch."""
-        return self.coordinates.shape[1] - 1
+        return self.voxels.dimension
 
     def __len__(self) -> int:
-        return self.coordinates.shape[0]
+        return len(self.voxels)
 
-    @cached_property
+    @property
     def index(self) -> CoordinateIndex:
         """The coordinate index, built when first needed and shared by `replace`."""
-        return CoordinateIndex(self.coordinates)
+        return self.voxels.index
 
     def replace(self, features: Tensor) -> SparseTensor:
-        """Return a tensor with other features (V, C') on the same coordinates, sharing their index."""
-        check_matrix("features", features, "(V, C)", rows=len(self))
-        other = SparseTensor.__new__(SparseTensor)
-        other.coordinates, other.features = self.coordinates, features
-        other.__dict__["index"] = self.index
-        return other
+        """Return a tensor with other features (V, C') on the same voxels."""
+        return SparseTensor.from_voxels(self.voxels, features)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SparseTensor:
+        """Return a tensor with the features function(features), for example `tensor.map(torch.relu)`."""
+        return self.replace(function(self.features))
+
+    def concatenate(self, other: SparseTensor) -> SparseTensor:
+        """Return a tensor with the channels of this one and then those of another on the same voxels.
+
+        Raises:
+            TypeError: If the other is no SparseTensor, or has another dtype.
+            ValueError: If it is on another device, or its coordinates are others or in another order.
+        """
+        check_sparse_tensor("other", other)
+        check_same_kind("other", other.features, "self", self.features)
+        if other.voxels is not self.voxels and not torch.equal(other.coordinates, self.coordinates):
+            raise ValueError(
+                "`other` must have the coordinates of this tensor in the same order; bring one onto the "
+                "other's, for example with SparseConvTranspose"
+            )
+        return self.replace(torch.cat([self.features, other.features], 1))
 
     def __repr__(self) -> str:
         return (
             f"SparseTensor({len(self)} voxels, D={self.dimension}, C={self.features.shape[1]}, "
             f"{self.features.dtype}, {self.features.device})"
         )
+
+
+def check_sparse_tensor(name: str, value: object) -> SparseTensor:
+    """Return `value` if it is a SparseTensor, else raise TypeError."""
+    if not isinstance(value, SparseTensor):
+        raise TypeError(f"`{name}` must be a voxel.SparseTensor, got {type(value).__name__}")
+    return value

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import MOST_RINGS, check_choice, check_count
-from voxel.convolution import gaussian_matrix
 from voxel.coordinate_index import unique_rows
 from voxel.coordinate_range import check_coordinate_range
 from voxel.filter_operator import check_features
+from voxel.gaussian_convolution import gaussian_matrix
 from voxel.sparse_matrix import SparseMatrix
 from voxel.splat_blur_slice import Cells, SplatBlurSlice, axis_steps, power, with_batch
 
