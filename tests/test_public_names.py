@@ -14,7 +14,7 @@ NAMES = {
         logits_from_probabilities mean_field pairwise_kernel point_features refine trilateral_features
         video_features volume_features""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
-    voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseConv
+    voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
         kernel_offsets pairs_within unique_rows""",
 }
@@ -69,6 +69,7 @@ SIGNATURES = {
     voxel.SparseConvTranspose: """in_channels out_channels kernel_size dimension stride shape='cube'
         dilation=1 bias=True""",
     voxel.SparseConvTranspose.forward: "self tensor target",
+    voxel.SparseBatchNorm: "channels eps=1e-05 momentum=0.1 affine=True track_running_stats=True",
     voxel.VoxelSet: "coordinates",
     voxel.VoxelSet.coarser: "self stride",
     voxel.VoxelSet.kernel_map: "self kernel_size shape='cube' dilation=1 stride=1",

@@ -1,5 +1,6 @@
 """Sparse tensors on integer coordinates: index, convolution, interpolation, blur, and the d-cube filter."""
 
+from voxel.batch_norm import SparseBatchNorm
 from voxel.checks import CoordinateRangeError
 from voxel.convolution import SparseConv, SparseConvTranspose
 from voxel.coordinate_index import CoordinateIndex, unique_rows
@@ -17,6 +18,7 @@ __all__ = [
     "CoordinateRangeError",
     "FilterOperator",
     "GaussianConv",
+    "SparseBatchNorm",
     "SparseConv",
     "SparseConvTranspose",
     "SparseMatrix",
