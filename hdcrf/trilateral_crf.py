@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, reshaped, working_precision
+from hdcrf.crf_layer import Bandwidth, CRFLayer, Options
 from hdcrf.features import trilateral_features
 from voxel import SparseTensor
 from voxel.checks import check_finite, check_positive
 from voxel.precision import full_precision
+from voxel.sparse_tensor import check_sparse_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,24 +77,20 @@ class TrilateralCRF(CRFLayer):
 
         Args:
             logits: Coordinates (V, 5), the columns batch, x, y, z, t, and log-probabilities (V, K) up to a
-                constant for each voxel, float32 or float64. Half precision is computed in float32.
+                constant for each voxel.
             colours: The same coordinates, and colours (V, c).
 
         Returns:
-            The same coordinates with (V, K) marginals, or their logarithms, as `output` says, in the dtype of
-            the logits.
+            The same coordinates with (V, K) marginals, or their logarithms, as `output` says.
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
             ValueError: If coordinates or devices do not match, an entry is not finite, or a sigma is so small
                 that the lattice's coordinates overflow.
         """
-        for name, value in (("logits", logits), ("colours", colours)):
-            if not isinstance(value, SparseTensor):
-                raise TypeError(f"`{name}` must be a voxel.SparseTensor, got {type(value).__name__}")
-        if logits.coordinates is not colours.coordinates and not torch.equal(
-            logits.coordinates, colours.coordinates
-        ):
+        check_sparse_tensor("logits", logits)
+        check_sparse_tensor("colours", colours)
+        if logits.voxels is not colours.voxels and not torch.equal(logits.coordinates, colours.coordinates):
             raise ValueError(
                 "`colours` must have the coordinates of `logits`, in the same order; make one from the other "
                 "with `replace`"
@@ -104,8 +101,6 @@ class TrilateralCRF(CRFLayer):
     @full_precision
     def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
         coordinates, colours = guides["coordinates"], guides["colours"]
-        dtype = logits.dtype
-        logits = working_precision(logits)
         if logits.shape[1] != self.num_labels:
             raise ValueError(
                 f"`logits` must have K = {self.num_labels} features a voxel, got {logits.shape[1]}"
@@ -128,7 +123,5 @@ class TrilateralCRF(CRFLayer):
             if self._used["weight"]
             else []
         )
-        with_logits = self.output == "logits"
-        result = self._mean_field(logits, kernels, False, with_logits, None)
-        result = reshaped(result, dtype, lambda rows: rows)
+        result = self._mean_field(logits, kernels, False, self.output == "logits", None)
         return result.marginals if result.logits is None else result.logits
