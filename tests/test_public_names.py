@@ -11,8 +11,8 @@ import voxel
 NAMES = {
     hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF SmoothnessKernel
         TrilateralCRF VideoCRF VolumeCRF bilateral_features build_filter gaussian_filter
-        labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel point_features refine trilateral_features
-        video_features volume_features""",
+        labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
+        point_features refine trilateral_features video_features volume_features""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
