@@ -1,6 +1,7 @@
 """High-dimensional Gaussian filtering by sparse convolution, and the CRFs that run on it."""
 
 import hdcrf.compiled  # noqa: F401 - registers an operation
+from hdcrf.blocks import points_in_blocks, video_in_windows, volume_in_blocks
 from hdcrf.compatibility import Compatibility
 from hdcrf.dense_crf import DenseCRF
 from hdcrf.exact import ExactGaussian
@@ -17,6 +18,7 @@ from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
 from hdcrf.point_crf import PointCRF
 from hdcrf.potentials import labels_from_annotation, logits_from_labels, logits_from_probabilities
 from hdcrf.refine import refine
+from hdcrf.transfer import transfer_labels
 from hdcrf.trilateral_crf import TrilateralCRF
 from hdcrf.video_crf import VideoCRF
 from hdcrf.volume_crf import VolumeCRF
@@ -43,8 +45,12 @@ __all__ = [
     "mean_field",
     "pairwise_kernel",
     "point_features",
+    "points_in_blocks",
     "refine",
+    "transfer_labels",
     "trilateral_features",
     "video_features",
+    "video_in_windows",
     "volume_features",
+    "volume_in_blocks",
 ]

@@ -34,7 +34,8 @@ class PointCRF(CRFLayer):
 
         w_a exp(-|p_i - p_j|²/2σ_xyz² - |I_i - I_j|²/2σ_rgb²) + w_s exp(-|p_i - p_j|²/2σ_s²),
 
-    with normals and intensities beside the colours, or in their place, for those that have a sigma.
+    with normals and intensities beside the colours, or in their place, for those that have a sigma. For
+    clouds larger than memory see `points_in_blocks`.
 
     Args:
         num_labels: K, 1 or more.

@@ -26,7 +26,7 @@ class VideoCRF(GridCRF):
             + w_s [t_i = t_j] exp(-|p_i - p_j|²/2σ_s²).
 
     It takes logits (B, K, T, H, W) and a guide (B, c, T, H, W). For videos longer than memory see
-    `refine_frames`.
+    `video_in_windows`.
 
     Args:
         num_labels: K, 1 or more.

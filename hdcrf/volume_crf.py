@@ -25,7 +25,7 @@ class VolumeCRF(GridCRF):
         w_a exp(-|p_i - p_j|²/2σ_xyz² - |I_i - I_j|²/2σ_I²) + w_s exp(-|p_i - p_j|²/2σ_s²).
 
     It takes logits (B, K, D, H, W) and a guide (B, c, D, H, W) of any number of channels, such as the
-    sequences of an MRI. For volumes larger than memory see `refine_volume`.
+    sequences of an MRI. For volumes larger than memory see `volume_in_blocks`.
 
     Args:
         num_labels: K, 1 or more.

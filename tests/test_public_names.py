@@ -12,7 +12,8 @@ NAMES = {
     hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF SmoothnessKernel
         TrilateralCRF VideoCRF VolumeCRF bilateral_features build_filter gaussian_filter
         labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
-        point_features refine trilateral_features video_features volume_features""",
+        point_features points_in_blocks refine transfer_labels trilateral_features video_features
+        video_in_windows volume_features volume_in_blocks""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
@@ -36,6 +37,12 @@ SIGNATURES = {
     hdcrf.TrilateralCRF: """num_labels weight=10.0 sigma_xyz=4.0 sigma_t=3.0 sigma_rgb=13.0 voxel_size=1.0
         options""",
     hdcrf.TrilateralCRF.forward: "self logits colours",
+    hdcrf.video_in_windows: "crf frames window=16 overlap=8",
+    hdcrf.volume_in_blocks: """crf logits guide block=(64, 128, 128) overlap=(16, 32, 32) progress=None""",
+    hdcrf.points_in_blocks: """crf logits positions block overlap colours=None normals=None intensities=None
+        batch=None progress=None""",
+    hdcrf.transfer_labels: """features labels query num_labels=None return_probabilities=False batch=None
+        query_batch=None method='permutohedral' order=1 halo=1 backend='auto'""",
     hdcrf.refine: """image probabilities=None labels=None num_labels=None gt_prob=0.7 iterations=10
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None
