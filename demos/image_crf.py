@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 import hdcrf
-from hdcrf.image_files import read_annotation, read_photo, whole_files, write_picture
+from hdcrf.files import whole_files
+from hdcrf.image_files import read_annotation, read_photo, write_picture
 from hdcrf.pictures import energy_plot, overlay
 
 HERE = Path(__file__).parent

@@ -12,8 +12,7 @@ from typing import Any
 import click
 import torch
 
-from hdcrf import image_files
-from hdcrf.image_files import InputError
+from hdcrf.files import InputError, NotPutBackError, reason
 
 __all__ = ["Commands", "as_input_error", "as_print_failure", "as_write_failure"]
 
@@ -40,7 +39,7 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(image_files.reason(error)) from error
+            raise click.ClickException(reason(error)) from error
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -87,7 +86,7 @@ def as_write_failure() -> Iterator[None]:
     """Report that the results could not be written."""
     try:
         yield
-    except image_files.NotPutBackError as error:
+    except NotPutBackError as error:
         raise click.ClickException(f"cannot write the results: {error}") from error
     except OSError as error:
         raise click.ClickException(f"cannot write the results, and wrote none: {error}") from error

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import hdcrf
-from hdcrf import image_files, pictures
+from hdcrf import array_files, image_files, pictures
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import as_input_error
-from hdcrf.image_files import InputError
+from hdcrf.files import InputError, Note
 from hdcrf.mean_field import MeanFieldResult
 
 __all__ = [
@@ -52,7 +52,7 @@ class Start:
 
 def start_reader(
     annotation: Path | None, probabilities: Path | None, gt_prob: float
-) -> Callable[[tuple[int, int], image_files.Note], Start]:
+) -> Callable[[tuple[int, int], Note], Start]:
     """Return the function that reads whichever is given, once the photo's shape is known."""
     if annotation is not None and probabilities is None:
         return partial(_start_from_annotation, annotation, gt_prob)
@@ -62,17 +62,15 @@ def start_reader(
     raise click.UsageError(f"give either --annotation or --probabilities, got {came}")
 
 
-def _start_from_annotation(
-    path: Path, gt_prob: float, shape: tuple[int, int], note: image_files.Note
-) -> Start:
+def _start_from_annotation(path: Path, gt_prob: float, shape: tuple[int, int], note: Note) -> Start:
     labels, colours = hdcrf.labels_from_annotation(image_files.read_annotation(path, shape, note=note))
     with as_input_error():
         logits = hdcrf.logits_from_labels(torch.from_numpy(labels)[None], len(colours), gt_prob=gt_prob)
     return Start(logits, labels, colours, drawn=True)
 
 
-def _start_from_probabilities(path: Path, shape: tuple[int, int], note: image_files.Note) -> Start:
-    array = image_files.read_probabilities(path, shape, note=note)
+def _start_from_probabilities(path: Path, shape: tuple[int, int], note: Note) -> Start:
+    array = array_files.read_probabilities(path, shape, note=note)
     if array.shape[2] > image_files.MOST_LABELS:
         raise InputError(
             f"probabilities {path} have {array.shape[2]} labels, more than the {image_files.MOST_LABELS} "
@@ -115,7 +113,7 @@ def write_energy(file: BinaryIO, result: MeanFieldResult) -> str:
 
 def write_marginals(file: BinaryIO, path: Path, marginals: NDArray[np.float32]) -> str:
     """Write the marginals (H, W, K); return what the file holds, for the report."""
-    image_files.write_array(file, marginals, "marginals", path.suffix)
+    array_files.write_array(file, marginals, "marginals", path.suffix)
     return f"{' x '.join(str(length) for length in marginals.shape)} {marginals.dtype}"
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import hdcrf
 from hdcrf import image_files, pictures
+from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import Commands, as_input_error, as_print_failure, as_write_failure
 from hdcrf.command_labels import (
@@ -36,7 +37,7 @@ from hdcrf.command_labels import (
     write_picture,
 )
 from hdcrf.command_options import PATH, Number, model_options
-from hdcrf.image_files import InputError
+from hdcrf.files import InputError, Note, check_outputs, whole_files
 from voxel.backend import why_not
 
 __all__ = ["commands"]
@@ -136,7 +137,7 @@ def image(
     }
     outputs = {name: (path, suffixes) for name, (path, suffixes) in wanted.items() if path is not None}
     inputs = {"PHOTO": photo, "--annotation": annotation, "--probabilities": probabilities}
-    image_files.check_outputs(outputs, inputs | {"--compatibility": matrix})
+    check_outputs(outputs, inputs | {"--compatibility": matrix})
     place = _device(device)
     note = _ignore if quiet else _note
     if threads is not None:
@@ -171,7 +172,7 @@ def image(
         "--energy-plot": lambda file, _: write_energy(file, result),
         "--save-marginals": lambda file, path: write_marginals(file, path, marginals),
     }
-    with as_write_failure(), image_files.whole_files([path for path, _ in outputs.values()]) as files:
+    with as_write_failure(), whole_files([path for path, _ in outputs.values()]) as files:
         contents = [
             writers[name](file, path) for (name, (path, _)), file in zip(outputs.items(), files, strict=True)
         ]
@@ -210,7 +211,7 @@ def info() -> None:
 def _compatibility(path: Path | None) -> str | Tensor:
     if path is None:
         return "potts"
-    array = image_files.read_array("compatibility", path, "compatibility")
+    array = read_array("compatibility", path, "compatibility")
     if array.dtype.kind not in "iuf":
         raise InputError(f"compatibility {path} must hold numbers, got {array.dtype}")
     with as_input_error(f"compatibility {path}: "):
@@ -236,7 +237,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _possible_threads(threads: int, note: image_files.Note) -> int:
+def _possible_threads(threads: int, note: Note) -> int:
     """Return how many threads to use: more than there are CPUs only wait for each other."""
     most = os.cpu_count() or 1
     if threads > most:

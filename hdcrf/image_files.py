@@ -1,43 +1,24 @@
-"""Reading and writing of pictures and arrays: the only place that knows about files.
+"""Reading and writing of pictures.
 
-Whatever is wrong with a file that the user names leaves as an `InputError`, which says what was expected,
-what came and what to do. Pillow is imported where it is used, so that `import hdcrf` does not need it.
+Pillow is imported where it is used, so that `import hdcrf` does not need it.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import secrets
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hdcrf.files import InputError, Note, check_file, reason
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = [
-    "InputError",
-    "NotPutBackError",
-    "check_outputs",
-    "read_annotation",
-    "read_array",
-    "read_photo",
-    "read_probabilities",
-    "reason",
-    "whole_files",
-    "write_array",
-    "write_labels",
-    "write_picture",
-]
-
-Note = Callable[[str], object]
+__all__ = ["read_annotation", "read_photo", "write_labels", "write_picture"]
 
 LARGE = 1 << 26
 """Photos of more pixels are read, with a remark: Pillow by itself warns at 89 million and gives up at 179."""
@@ -52,14 +33,6 @@ _MANY_COLOURS = 32
 _ORIENTATION = 0x0112  # EXIF tag
 _COLOUR_FORMATS = ("RGB", "L", "1", "P")
 _TRANSPARENT_FORMATS = ("RGBA", "LA", "PA", "RGBa", "La")
-
-
-class InputError(ValueError):
-    """A file that the user named cannot be used."""
-
-
-class NotPutBackError(OSError):
-    """A file could not be moved to its place, and what another one replaced could not be put back."""
 
 
 def read_photo(
@@ -162,252 +135,6 @@ def _check_colours(path: Path, annotation: NDArray[np.uint8], note: Note) -> Non
         note(f"annotation {path} has {count} colours, and each is a class; if you drew fewer, {advice}")
 
 
-def read_probabilities(
-    path: Path, shape: tuple[int, int], *, note: Note = warnings.warn
-) -> NDArray[np.float32] | NDArray[np.float64]:
-    """Read the probabilities of each label at each pixel.
-
-    Args:
-        path: .npy, or .npz that holds a single array or one named `probabilities`.
-        shape: (H, W) of the photo that they belong to.
-        note: Called with a sentence for each conversion.
-
-    Returns:
-        (H, W, K) float32 or float64, finite. Their sums are for `hdcrf.logits_from_probabilities` to check.
-
-    Raises:
-        InputError: If the file is missing, broken, or holds anything else.
-    """
-    array = read_array("probabilities", path, "probabilities")
-    if array.dtype.kind != "f":
-        raise InputError(
-            f"probabilities {path} must hold floating-point numbers, got {array.dtype}; convert them, for "
-            "example `p.astype('float32') / 255` for bytes, or use --annotation for labels"
-        )
-    if array.ndim != 3 or array.shape[:2] != shape or array.shape[2] == 0:
-        advice = "save them in the photo's size"
-        if array.ndim == 3 and array.shape[1:] == shape:
-            advice = "the labels come first here: save p.transpose(1, 2, 0)"
-        raise InputError(
-            f"probabilities {path} must have shape (H, W, K) = ({shape[0]}, {shape[1]}, K) to match the "
-            f"photo, got {array.shape}; {advice}"
-        )
-    if not np.isfinite(array).all():
-        place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
-        raise InputError(
-            f"probabilities {path} must be finite, got {array[place]} at index {place}; replace such "
-            "entries first"
-        )
-    wanted = np.dtype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
-    if array.dtype.itemsize != wanted.itemsize:
-        note(f"probabilities {path}: {array.dtype} converted to {wanted}")
-    converted: NDArray[np.float32] | NDArray[np.float64] = array.astype(wanted, copy=False)
-    return converted
-
-
-def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
-    """Read an array from a .npy file, or from a .npz file where it is alone or called `name`.
-
-    Args:
-        role: What the array is, for messages.
-        path: The file; pickled objects in it are never loaded.
-        name: Of the array in a .npz file that holds several.
-
-    Raises:
-        InputError: If the file is missing, broken, or holds no such array.
-    """
-    _check_file(role, path)
-    if path.suffix.lower() not in (".npy", ".npz"):
-        raise InputError(f"{role} {path} must be a .npy or .npz file; save it with numpy.save")
-    try:
-        with open(path, "rb") as file:
-            _check_size(file, os.fstat(file.fileno()).st_size)
-            loaded = np.load(file, allow_pickle=False)
-            names = [] if isinstance(loaded, np.ndarray) else list(loaded.keys())
-            if name in names or len(names) == 1:
-                loaded = _load_member(loaded, name if name in names else names[0])
-    except MemoryError:
-        raise
-    except Exception as error:  # what a broken header or archive raises depends on how it is broken
-        if "pickle" in str(error):
-            raise InputError(
-                f"{role} {path} holds Python objects or is no array file; pickled objects are not loaded, "
-                "because that can run any code: save a plain array of numbers with numpy.save"
-            ) from error
-        raise InputError(
-            f"{role} {path} cannot be read: {reason(error)}; save it again with numpy.save"
-        ) from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    listed = ", ".join(names) or "none"
-    raise InputError(f"{role} {path} must hold a single array or one named {name!r}, got: {listed}")
-
-
-def _load_member(archive: Any, name: str) -> Any:
-    """Return a member of a .npz file: an array, or bytes if it is of another kind."""
-    if f"{name}.npy" in archive.zip.namelist():
-        with archive.zip.open(f"{name}.npy") as member:
-            _check_size(member, archive.zip.getinfo(f"{name}.npy").file_size)
-    return archive[name]
-
-
-def _check_size(file: Any, size: int) -> None:
-    """Raise if the header of an array promises more than the `size` bytes of its file; else rewind."""
-    numpy_format = np.lib.format
-    if file.read(len(numpy_format.MAGIC_PREFIX)) == numpy_format.MAGIC_PREFIX:
-        file.seek(0)
-        first = numpy_format.read_magic(file) == (1, 0)
-        read = numpy_format.read_array_header_1_0 if first else numpy_format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        promised = math.prod(shape) * dtype.itemsize
-        if promised > size and not dtype.hasobject:
-            raise ValueError(
-                f"it is damaged, as its header promises {promised} bytes for the shape {shape}, "
-                f"and the file has {size}"
-            )
-    file.seek(0)
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error says, or its kind if it says nothing."""
-    return str(error) or type(error).__name__
-
-
-def check_outputs(
-    outputs: Mapping[str, tuple[Path, Sequence[str]]], inputs: Mapping[str, Path | None]
-) -> None:
-    """Check, before any work, that each output can be written where it is to go.
-
-    Args:
-        outputs: For each output's name, its path and the suffixes that it may have.
-        inputs: For each input's name, its path; None where there is none.
-
-    Raises:
-        InputError: If a suffix is unknown, a folder missing or not writable, or a file named twice.
-    """
-    taken = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
-    for name, (path, suffixes) in outputs.items():
-        _check_suffix(name, path, suffixes)
-        place = os.path.realpath(path)
-        _check_name(name, path, place)
-        if os.path.isdir(place):
-            raise InputError(f"{name} {path} is a folder; name a file in it")
-        if os.path.exists(place) and not os.path.isfile(place):
-            raise InputError(f"{name} {path} is not an ordinary file; name another")
-        other = taken.setdefault(place, name)
-        if other != name:
-            raise InputError(f"{name} {path} is also the file of {other}; name another")
-        _check_folder(name, path, os.path.dirname(place))
-
-
-def _check_suffix(name: str, path: Path, suffixes: Sequence[str]) -> None:
-    suffix = path.suffix.lower()
-    if suffix in suffixes:
-        return
-    listed = " or ".join(suffixes)
-    came = repr(suffix) if suffix else "no suffix"
-    if suffix in (".jpg", ".jpeg"):
-        raise InputError(
-            f"{name} {path} must end in {listed}: JPEG is lossy, it would blend the colours at the borders "
-            "into ones that mean nothing"
-        )
-    raise InputError(f"{name} {path} must end in {listed}, got {came}")
-
-
-def _check_name(name: str, path: Path, place: str) -> None:
-    try:
-        os.lstat(place)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:  # such as a name too long
-        raise InputError(f"{name} {path} cannot be used: {error.strerror}; name another") from error
-
-
-def _check_folder(name: str, path: Path, folder: str) -> None:
-    if not os.path.isdir(folder):
-        what = "is not a folder" if os.path.exists(folder) else "does not exist; make it first"
-        raise InputError(f"{name} {path}: the folder {folder} {what}")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{name} {path}: nothing can be written in {folder} ({error.strerror})") from error
-
-
-@contextmanager
-def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Open files for writing that appear all together when the block succeeds, and not at all when it fails.
-
-    They are written under temporary names beside their places and moved there at the end; a file that was
-    there before is replaced, and put back if a later one cannot be moved. A symbolic link stays one: the file
-    that it points to is replaced.
-
-    Args:
-        paths: Where the files go.
-
-    Yields:
-        The open binary files, in that order.
-
-    Raises:
-        OSError: If a file cannot be written or moved.
-        NotPutBackError: If then another cannot be put back; the message names the copy that is kept of it.
-    """
-    places = [Path(os.path.realpath(path)) for path in paths]
-    temporary = [place.with_name(f".hdcrf-{secrets.token_hex(8)}.part") for place in places]
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(open(name, "xb")) for name in temporary]
-        _move_all(temporary, places)
-    finally:
-        for name in temporary:
-            name.unlink(missing_ok=True)
-
-
-def _move_all(sources: Sequence[Path], places: Sequence[Path]) -> None:
-    """Move each file to its place, or leave all places as they were."""
-    # For each place touched, where the file that was there is kept; None if there was none.
-    backups: dict[Path, Path | None] = {}
-    try:
-        for source, place in zip(sources, places, strict=True):
-            backup = source.with_suffix(".old") if place.exists() else None
-            backups[place] = backup  # before the file is set aside, as an interrupt may come any time
-            if backup is not None:
-                _keep(place, backup)
-            os.replace(source, place)
-    except BaseException as error:
-        left = [complaint for item in backups.items() if (complaint := _put_back(*item))]
-        if left:
-            raise NotPutBackError("; ".join([reason(error), *left])) from error
-        raise
-    for kept in backups.values():
-        if kept is not None:
-            with suppress(OSError):  # the results are in place
-                kept.unlink()
-
-
-def _keep(place: Path, backup: Path) -> None:
-    """Keep the file at `place` under a second name."""
-    try:
-        os.link(place, backup)
-    except OSError:  # a file system without links
-        os.replace(place, backup)
-
-
-def _put_back(place: Path, backup: Path | None) -> str | None:
-    """Undo what was done to a place; return a complaint if that fails."""
-    try:
-        if backup is None:
-            place.unlink(missing_ok=True)
-        elif backup.exists():
-            os.replace(backup, place)
-            backup.unlink(missing_ok=True)  # replacing does nothing where both are names of one file
-    except OSError as error:
-        if backup is None:
-            return f"{place}, which is new, could not be removed ({reason(error)})"
-        return f"{place} could not be put back ({reason(error)}): what was in it is now in {backup}"
-    return None
-
-
 def write_labels(file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8]) -> None:
     """Write a PNG whose pixel values are the labels.
 
@@ -453,36 +180,11 @@ def write_picture(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".pn
         image.save(file, format="PNG")
 
 
-def write_array(file: BinaryIO, array: NDArray[Any], name: str, suffix: str = ".npy") -> None:
-    """Write an array.
-
-    Args:
-        file: Open for writing.
-        array: Any.
-        name: What it is called in a .npz file.
-        suffix: ".npy", or ".npz" for lossless compression.
-    """
-    if suffix.lower() == ".npz":
-        arrays: dict[str, Any] = {name: array}
-        np.savez_compressed(file, **arrays)
-    else:
-        np.save(file, array, allow_pickle=False)
-
-
-def _check_file(role: str, path: Path) -> None:
-    if os.path.isdir(path):
-        raise InputError(f"{role} {path} is a folder; name a file in it")
-    if not os.path.exists(path):
-        raise InputError(f"{role} {path} does not exist; check the path")
-    if not os.path.isfile(path):  # to read a pipe or a device may take forever
-        raise InputError(f"{role} {path} is not an ordinary file; save it as one and name that")
-
-
 def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Image, list[str]]:
     """Return the first frame, upright, and remarks on what was done; `check` sees it before it is decoded."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    _check_file(role, path)
+    check_file(role, path)
     remarks = []
     # Size is for `check` to judge: Pillow's own limit for all files is lifted while this one is read.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

@@ -18,7 +18,7 @@ from PIL import Image
 from skimage import data
 
 import hdcrf
-from hdcrf import command_line, image_files
+from hdcrf import array_files, command_line, image_files
 from hdcrf.command_line import commands
 
 HEIGHT, WIDTH = 48, 72
@@ -486,13 +486,15 @@ class TestFailures:
         monkeypatch.setattr(hdcrf.DenseCRF, "infer", infer)
         assert "out of memory" in refuse(*ANNOTATION, code=1)
 
-    @pytest.mark.parametrize("writer", ["write_picture", "write_array"])
-    def test_disk_full(self, writer, monkeypatch):
+    @pytest.mark.parametrize(
+        ("module", "writer"), [(image_files, "write_picture"), (array_files, "write_array")]
+    )
+    def test_disk_full(self, module, writer, monkeypatch):
         def write(file, *_):
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(image_files, writer, write)
+        monkeypatch.setattr(module, writer, write)
         message = refuse(*ANNOTATION, *self.EVERY, code=1)
         assert "cannot write the results, and wrote none" in message
         assert "No space left" in message

@@ -1,0 +1,138 @@
+"""Reading and writing of arrays: .npy and .npz."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hdcrf.files import InputError, Note, check_file, reason
+
+__all__ = ["read_array", "read_probabilities", "write_array"]
+
+
+def read_probabilities(
+    path: Path, shape: tuple[int, int], *, note: Note = warnings.warn
+) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Read the probabilities of each label at each pixel.
+
+    Args:
+        path: .npy, or .npz that holds a single array or one named `probabilities`.
+        shape: (H, W) of the photo that they belong to.
+        note: Called with a sentence for each conversion.
+
+    Returns:
+        (H, W, K) float32 or float64, finite. Their sums are for `hdcrf.logits_from_probabilities` to check.
+
+    Raises:
+        InputError: If the file is missing, broken, or holds anything else.
+    """
+    array = read_array("probabilities", path, "probabilities")
+    if array.dtype.kind != "f":
+        raise InputError(
+            f"probabilities {path} must hold floating-point numbers, got {array.dtype}; convert them, for "
+            "example `p.astype('float32') / 255` for bytes, or use --annotation for labels"
+        )
+    if array.ndim != 3 or array.shape[:2] != shape or array.shape[2] == 0:
+        advice = "save them in the photo's size"
+        if array.ndim == 3 and array.shape[1:] == shape:
+            advice = "the labels come first here: save p.transpose(1, 2, 0)"
+        raise InputError(
+            f"probabilities {path} must have shape (H, W, K) = ({shape[0]}, {shape[1]}, K) to match the "
+            f"photo, got {array.shape}; {advice}"
+        )
+    if not np.isfinite(array).all():
+        place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"probabilities {path} must be finite, got {array[place]} at index {place}; replace such "
+            "entries first"
+        )
+    wanted = np.dtype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+    if array.dtype.itemsize != wanted.itemsize:
+        note(f"probabilities {path}: {array.dtype} converted to {wanted}")
+    converted: NDArray[np.float32] | NDArray[np.float64] = array.astype(wanted, copy=False)
+    return converted
+
+
+def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
+    """Read an array from a .npy file, or from a .npz file where it is alone or called `name`.
+
+    Args:
+        role: What the array is, for messages.
+        path: The file; pickled objects in it are never loaded.
+        name: Of the array in a .npz file that holds several.
+
+    Raises:
+        InputError: If the file is missing, broken, or holds no such array.
+    """
+    check_file(role, path)
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise InputError(f"{role} {path} must be a .npy or .npz file; save it with numpy.save")
+    try:
+        with open(path, "rb") as file:
+            _check_size(file, os.fstat(file.fileno()).st_size)
+            loaded = np.load(file, allow_pickle=False)
+            names = [] if isinstance(loaded, np.ndarray) else list(loaded.keys())
+            if name in names or len(names) == 1:
+                loaded = _load_member(loaded, name if name in names else names[0])
+    except MemoryError:
+        raise
+    except Exception as error:  # what a broken header or archive raises depends on how it is broken
+        if "pickle" in str(error):
+            raise InputError(
+                f"{role} {path} holds Python objects or is no array file; pickled objects are not loaded, "
+                "because that can run any code: save a plain array of numbers with numpy.save"
+            ) from error
+        raise InputError(
+            f"{role} {path} cannot be read: {reason(error)}; save it again with numpy.save"
+        ) from error
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    listed = ", ".join(names) or "none"
+    raise InputError(f"{role} {path} must hold a single array or one named {name!r}, got: {listed}")
+
+
+def _load_member(archive: Any, name: str) -> Any:
+    """Return a member of a .npz file: an array, or bytes if it is of another kind."""
+    if f"{name}.npy" in archive.zip.namelist():
+        with archive.zip.open(f"{name}.npy") as member:
+            _check_size(member, archive.zip.getinfo(f"{name}.npy").file_size)
+    return archive[name]
+
+
+def _check_size(file: Any, size: int) -> None:
+    """Raise if the header of an array promises more than the `size` bytes of its file; else rewind."""
+    numpy_format = np.lib.format
+    if file.read(len(numpy_format.MAGIC_PREFIX)) == numpy_format.MAGIC_PREFIX:
+        file.seek(0)
+        first = numpy_format.read_magic(file) == (1, 0)
+        read = numpy_format.read_array_header_1_0 if first else numpy_format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        promised = math.prod(shape) * dtype.itemsize
+        if promised > size and not dtype.hasobject:
+            raise ValueError(
+                f"it is damaged, as its header promises {promised} bytes for the shape {shape}, "
+                f"and the file has {size}"
+            )
+    file.seek(0)
+
+
+def write_array(file: BinaryIO, array: NDArray[Any], name: str, suffix: str = ".npy") -> None:
+    """Write an array.
+
+    Args:
+        file: Open for writing.
+        array: Any.
+        name: What it is called in a .npz file.
+        suffix: ".npy", or ".npz" for lossless compression.
+    """
+    if suffix.lower() == ".npz":
+        arrays: dict[str, Any] = {name: array}
+        np.savez_compressed(file, **arrays)
+    else:
+        np.save(file, array, allow_pickle=False)
