@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,17 +15,18 @@ from numpy.typing import NDArray
 
 from hdcrf.files import InputError, Note, check_file, reason
 
-__all__ = ["read_array", "read_probabilities", "write_array"]
+__all__ = ["check_probabilities", "read_array", "read_arrays", "read_probabilities", "write_array"]
 
 
 def read_probabilities(
-    path: Path, shape: tuple[int, int], *, note: Note = warnings.warn
+    path: Path, shape: tuple[int, int], *, owner: str = "photo", note: Note = warnings.warn
 ) -> NDArray[np.float32] | NDArray[np.float64]:
     """Read the probabilities of each label at each pixel.
 
     Args:
         path: .npy, or .npz that holds a single array or one named `probabilities`.
         shape: (H, W) of the photo that they belong to.
+        owner: What they belong to, if not a photo, for messages.
         note: Called with a sentence for each conversion.
 
     Returns:
@@ -33,39 +36,62 @@ def read_probabilities(
         InputError: If the file is missing, broken, or holds anything else.
     """
     array = read_array("probabilities", path, "probabilities")
+    return check_probabilities(f"probabilities {path}", array, shape, owner=owner, note=note)
+
+
+def check_probabilities(
+    name: str,
+    array: NDArray[Any],
+    shape: tuple[int, int],
+    *,
+    owner: str = "photo",
+    note: Note = warnings.warn,
+) -> NDArray[np.float32] | NDArray[np.float64]:
+    """Return probabilities (H, W, K) of the pixels of a picture as float32 or float64.
+
+    Args:
+        name: What they are called in messages.
+        array: As it was read.
+        shape: (H, W) of what they belong to.
+        owner: What that is, for messages.
+        note: Called with a sentence if they are converted.
+
+    Raises:
+        InputError: If the array is not floating-point, of another shape, or not finite.
+    """
     if array.dtype.kind != "f":
         raise InputError(
-            f"probabilities {path} must hold floating-point numbers, got {array.dtype}; convert them, for "
+            f"{name} must hold floating-point numbers, got {array.dtype}; convert them, for "
             "example `p.astype('float32') / 255` for bytes, or use --annotation for labels"
         )
     if array.ndim != 3 or array.shape[:2] != shape or array.shape[2] == 0:
-        advice = "save them in the photo's size"
+        advice = f"save them in the {owner}'s size"
         if array.ndim == 3 and array.shape[1:] == shape:
             advice = "the labels come first here: save p.transpose(1, 2, 0)"
         raise InputError(
-            f"probabilities {path} must have shape (H, W, K) = ({shape[0]}, {shape[1]}, K) to match the "
-            f"photo, got {array.shape}; {advice}"
+            f"{name} must have shape (H, W, K) = ({shape[0]}, {shape[1]}, K) to match the "
+            f"{owner}, got {array.shape}; {advice}"
         )
     if not np.isfinite(array).all():
         place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
-            f"probabilities {path} must be finite, got {array[place]} at index {place}; replace such "
-            "entries first"
+            f"{name} must be finite, got {array[place]} at index {place}; replace such entries first"
         )
     wanted = np.dtype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
     if array.dtype.itemsize != wanted.itemsize:
-        note(f"probabilities {path}: {array.dtype} converted to {wanted}")
+        note(f"{name}: {array.dtype} converted to {wanted}")
     converted: NDArray[np.float32] | NDArray[np.float64] = array.astype(wanted, copy=False)
     return converted
 
 
-def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
+def read_array(role: str, path: Path, name: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read an array from a .npy file, or from a .npz file where it is alone or called `name`.
 
     Args:
         role: What the array is, for messages.
         path: The file; pickled objects in it are never loaded.
         name: Of the array in a .npz file that holds several.
+        mapped: Leave what a .npy file holds on disk, to be read where it is looked at.
 
     Raises:
         InputError: If the file is missing, broken, or holds no such array.
@@ -73,17 +99,53 @@ def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
     check_file(role, path)
     if path.suffix.lower() not in (".npy", ".npz"):
         raise InputError(f"{role} {path} must be a .npy or .npz file; save it with numpy.save")
+    with _as_input_error(role, path), open(path, "rb") as file:
+        _check_size(file, os.fstat(file.fileno()).st_size)
+        if mapped and path.suffix.lower() == ".npy":
+            return np.lib.format.open_memmap(path, mode="r")
+        loaded = np.load(file, allow_pickle=False)
+        names = [] if isinstance(loaded, np.ndarray) else list(loaded.keys())
+        if name in names or len(names) == 1:
+            loaded = _load_member(loaded, name if name in names else names[0])
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    listed = ", ".join(names) or "none"
+    raise InputError(f"{role} {path} must hold a single array or one named {name!r}, got: {listed}")
+
+
+def read_arrays(role: str, path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a .npz file, by their names.
+
+    Args:
+        role: What they are, for messages.
+        path: The file; pickled objects in it are never loaded.
+
+    Raises:
+        InputError: If the file is missing, broken, or holds anything else.
+    """
+    check_file(role, path)
+    with _as_input_error(role, path), open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        names = [] if isinstance(archive, np.ndarray) else list(archive.keys())
+        arrays = {name: _load_member(archive, name) for name in names}
+    wrong = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if wrong or not arrays:
+        raise InputError(
+            f"{role} {path} must be a .npz file of named arrays, got "
+            + (f"{wrong[0]}, which is none" if wrong else "none")
+        )
+    return arrays
+
+
+@contextmanager
+def _as_input_error(role: str, path: Path) -> Iterator[None]:
+    """Say what is wrong with an array file."""
     try:
-        with open(path, "rb") as file:
-            _check_size(file, os.fstat(file.fileno()).st_size)
-            loaded = np.load(file, allow_pickle=False)
-            names = [] if isinstance(loaded, np.ndarray) else list(loaded.keys())
-            if name in names or len(names) == 1:
-                loaded = _load_member(loaded, name if name in names else names[0])
+        yield
     except MemoryError:
         raise
     except Exception as error:  # what a broken header or archive raises depends on how it is broken
-        if "pickle" in str(error):
+        if "pickle" in str(error) or "Python objects" in str(error):
             raise InputError(
                 f"{role} {path} holds Python objects or is no array file; pickled objects are not loaded, "
                 "because that can run any code: save a plain array of numbers with numpy.save"
@@ -91,10 +153,6 @@ def read_array(role: str, path: Path, name: str) -> NDArray[Any]:
         raise InputError(
             f"{role} {path} cannot be read: {reason(error)}; save it again with numpy.save"
         ) from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    listed = ", ".join(names) or "none"
-    raise InputError(f"{role} {path} must hold a single array or one named {name!r}, got: {listed}")
 
 
 def _load_member(archive: Any, name: str) -> Any:

@@ -6,15 +6,27 @@ what came and what to do.
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["InputError", "NotPutBackError", "Note", "check_file", "check_outputs", "reason", "whole_files"]
+__all__ = [
+    "InputError",
+    "NotPutBackError",
+    "Note",
+    "check_file",
+    "check_outputs",
+    "import_extra",
+    "natural_order",
+    "reason",
+    "whole_files",
+]
 
 Note = Callable[[str], object]
 
@@ -30,6 +42,29 @@ class NotPutBackError(OSError):
 def reason(error: BaseException) -> str:
     """Return what an error says, or its kind if it says nothing."""
     return str(error) or type(error).__name__
+
+
+def import_extra(module: str, purpose: str, extra: str) -> Any:
+    """Import a package that only an extra brings.
+
+    Args:
+        module: Its name, the same for Python and for pip.
+        purpose: What needs it, for the message.
+        extra: Of hdcrf.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f'{purpose} needs {module}: pip install "hdcrf[{extra}]"') from error
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Return the key that sorts names as people count: frame_2 comes before frame_10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(parts)], name
 
 
 def check_file(role: str, path: Path) -> None:

@@ -36,7 +36,7 @@ _TRANSPARENT_FORMATS = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def read_photo(
-    path: Path, *, most_pixels: int | None = None, note: Note = warnings.warn
+    path: Path, *, most_pixels: int | None = None, role: str = "photo", note: Note = warnings.warn
 ) -> NDArray[np.uint8]:
     """Read a photo as 8-bit RGB.
 
@@ -46,6 +46,7 @@ def read_photo(
     Args:
         path: A file of any format that Pillow reads.
         most_pixels: Larger photos are refused before they are decoded; by default none is.
+        role: What it is called in messages.
         note: Called with a sentence for each conversion, and for a photo of more than `LARGE` pixels.
 
     Returns:
@@ -60,16 +61,16 @@ def read_photo(
         size = f"{width} x {height} = {width * height / 1e6:.0f} megapixels"
         if most_pixels is not None and width * height > most_pixels:
             raise InputError(
-                f"photo {path} has {size}, more than the {most_pixels / 1e6:.4g} that can be handled here; "
+                f"{role} {path} has {size}, more than the {most_pixels / 1e6:.4g} that can be handled here; "
                 "crop it or scale it down"
             )
         if width * height > LARGE:
-            note(f"photo {path} is large: {size}")
+            note(f"{role} {path} is large: {size}")
 
-    image, remarks = _decode("photo", path, check)
+    image, remarks = _decode(role, path, check)
     for remark in remarks:
-        note(f"photo {path}: {remark}")
-    return _rgb("photo", path, image, note)
+        note(f"{role} {path}: {remark}")
+    return _rgb(role, path, image, note)
 
 
 def read_annotation(path: Path, shape: tuple[int, int], *, note: Note = warnings.warn) -> NDArray[np.uint8]:
