@@ -44,13 +44,14 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def import_extra(module: str, purpose: str, extra: str) -> Any:
+def import_extra(module: str, purpose: str, extra: str, *, package: str | None = None) -> Any:
     """Import a package that only an extra brings.
 
     Args:
-        module: Its name, the same for Python and for pip.
+        module: Its name.
         purpose: What needs it, for the message.
         extra: Of hdcrf.
+        package: Its name for pip, if that is another.
 
     Raises:
         InputError: If it is not installed.
@@ -58,7 +59,7 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise InputError(f'{purpose} needs {module}: pip install "hdcrf[{extra}]"') from error
+        raise InputError(f'{purpose} needs {package or module}: pip install "hdcrf[{extra}]"') from error
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

@@ -87,6 +87,7 @@ def _read_folder(path: Path, note: Note) -> Video:
             f"video {path} is a folder without pictures; name a video, or a folder of frames that end in "
             f"{', '.join(PICTURES)}"
         )
+    import_extra("PIL", "reading pictures", "video", package="pillow")
     if len(pictures) < len(names):
         note(f"video {path}: {len(names) - len(pictures)} files that are no pictures are left out")
 

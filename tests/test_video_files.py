@@ -278,6 +278,12 @@ class TestRefuse:
         with pytest.raises(InputError, match=r'writing \.mp4 needs av: pip install "hdcrf\[video\]"'):
             write(tmp_path / "b.mp4", frames(1))
         assert not (tmp_path / "b.mp4").exists()
+        folder = picture_folder(tmp_path / "f", frames(1))
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        with pytest.raises(
+            InputError, match=r'^reading pictures needs pillow: pip install "hdcrf\[video\]"$'
+        ):
+            read_video(folder)
 
 
 class TestWrite:
