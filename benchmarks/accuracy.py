@@ -7,12 +7,14 @@ python benchmarks/accuracy.py --quick    the tables that the tests hold, under a
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 
-from hdcrf import ExactGaussian, build_filter, refine
+from hdcrf import ExactGaussian, TrilateralCRF, VideoCRF, build_filter, refine
+from voxel import SparseTensor
 
 try:
     from benchmarks.dense_oracle import DenseOracle
@@ -20,6 +22,7 @@ try:
         PHOTOS,
         bilateral_cloud,
         machine_line,
+        moving_window,
         network_probabilities,
         noisy_probabilities,
         photo,
@@ -30,6 +33,7 @@ except ModuleNotFoundError:  # run as a script
         PHOTOS,
         bilateral_cloud,
         machine_line,
+        moving_window,
         network_probabilities,
         noisy_probabilities,
         photo,
@@ -75,6 +79,60 @@ def calibration_ratio(features: torch.Tensor, method: str, order: int = 1, halo:
     """Return the sum of all entries of K, over its exact value."""
     operator = build_filter(features, method=method, order=order, halo=halo)
     return float(operator.degree().sum() / ExactGaussian(features).degree().sum())
+
+
+def video_disagreement(
+    num_labels: int, method: str, dials: Iterable[tuple[int, int]], stride: int
+) -> list[float]:
+    """Return the shares of a small video's pixels whose label is not that of exact mean field, d = 6."""
+    frames, height, width = 8, 24, 32
+    window = moving_window(frames, height, width)
+    colours = torch.from_numpy(photo("astronaut", 2 * height, 2 * width))[window].float()
+    size = 2 * height, 2 * width
+    probabilities = network_probabilities("astronaut", *size, num_labels, stride=stride)[window]
+    t, y, x = torch.meshgrid(*(torch.arange(n).float() for n in (frames, height, width)), indexing="ij")
+    place = torch.stack([x, y, t], -1).flatten(0, 2)
+    appearance = torch.cat([place / torch.tensor([20.0, 20.0, 3.0]), colours.view(-1, 3) / 13], 1)
+    apart = 1000.0  # frames do not see each other
+    oracle = DenseOracle([(10, appearance), (3, place * torch.tensor([1 / 1.5, 1 / 1.5, apart]))])
+    expected = oracle.mean_field(probabilities, 10, True).argmax(-1)
+    logits = torch.from_numpy(probabilities).log().movedim(3, 0)[None]
+    shares = []
+    for order, halo in dials:
+        crf = VideoCRF(
+            num_labels, iterations=10, appearance_sigma_xy=20.0, smoothness_sigma=1.5,
+            method=method, order=order, halo=halo, learn=(),
+        )  # fmt: skip
+        labels = crf(logits, colours.movedim(3, 0)[None])[0].argmax(0).numpy()
+        shares.append(float((labels != expected).mean()))
+    return shares
+
+
+def voxel_disagreement(
+    num_labels: int, method: str, dials: Iterable[tuple[int, int]], stride: int
+) -> list[float]:
+    """Return the shares of space-time voxels whose label is not that of exact mean field, d = 7."""
+    frames, height, width = 8, 24, 32
+    window = moving_window(frames, height, width)
+    colours = torch.from_numpy(photo("astronaut", 2 * height, 2 * width))[window].float().view(-1, 3)
+    size = 2 * height, 2 * width
+    probabilities = network_probabilities("astronaut", *size, num_labels, stride=stride)[window]
+    probabilities = probabilities.reshape(-1, num_labels)
+    t, y, x = torch.meshgrid(*(torch.arange(n) for n in (frames, height, width)), indexing="ij")
+    place = torch.stack([x, y, (x + y + 3 * t) // 4, t], -1).flatten(0, 2)  # a tilted plane that moves
+    appearance = torch.cat([place / torch.tensor([20.0, 20.0, 20.0, 3.0]), colours / 13], 1)
+    expected = DenseOracle([(10, appearance)]).mean_field(probabilities, 10, True).argmax(-1)
+    voxels = SparseTensor(torch.nn.functional.pad(place, (1, 0)), colours)
+    logits = voxels.replace(torch.from_numpy(probabilities).log())
+    shares = []
+    for order, halo in dials:
+        crf = TrilateralCRF(
+            num_labels, iterations=10, sigma_xyz=20.0, sigma_t=3.0, sigma_rgb=13.0,
+            method=method, order=order, halo=halo, learn=(),
+        )  # fmt: skip
+        labels = crf(logits, voxels).features.argmax(1).numpy()
+        shares.append(float((labels != expected).mean()))
+    return shares
 
 
 UNARIES = {
@@ -164,7 +222,7 @@ def print_label_table(quick: bool) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in PHOTOS[:1]:
         image = photo(name, 120, 160)
-        oracle = DenseOracle(image)
+        oracle = DenseOracle.of_photo(image)
         for kind, make in list(UNARIES.items())[: 1 if quick else None]:
             for num_labels in (2, 5):
                 probabilities = make(name, num_labels)
@@ -176,6 +234,24 @@ def print_label_table(quick: bool) -> None:
                         cells = " | ".join(f"{share:.3%}" for share in shares)
                         term = "out" if out else "in"
                         print(f"| {name} | {kind} | {num_labels} | {method} | {term} | {cells} |", flush=True)
+
+
+def print_higher_table() -> None:
+    print("\nThe same in 6 and 7 dimensions: a window that moves over the photo, 8 frames of 24x32")
+    print(
+        "(sigmas 20 px, 3 frames, 13/255; in 6D also smoothness within frames, 1.5 px; columns: order, halo;"
+    )
+    print("nearest cubes, beyond 6 dimensions, take no halo)\n")
+    print("| input | network's stride | labels | method | 1, 0 | 2, 2 | 3, 3 |")
+    print("|---|---|---|---|---|---|---|")
+    for name, disagreement in (("video, 6D", video_disagreement), ("voxels, 7D", voxel_disagreement)):
+        for stride, num_labels in itertools.product((2, 4), (2, 5)):
+            for method in ("permutohedral", "voxel"):
+                nearest = method == "voxel" and disagreement is voxel_disagreement
+                dials = [(order, 0 if nearest else halo) for order, halo in DIALS]
+                shares = disagreement(num_labels, method, dials, stride)
+                cells = " | ".join(f"{share:.3%}" for share in shares)
+                print(f"| {name} | {stride} | {num_labels} | {method} | {cells} |", flush=True)
 
 
 def main() -> None:
@@ -190,6 +266,7 @@ def main() -> None:
     if not quick:
         print_dimension_table()
     print_label_table(quick)
+    print_higher_table()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,37 @@
-"""Mean field on the exact dense matrix, written out: what DenseCRF approximates.
+"""Mean field on the exact dense matrix, written out: what the CRF layers approximate.
 
-It shares no code with the package: the matrix of all pairs of pixels is held whole (N² numbers), and the
+It shares no code with the package: the matrix of all pairs of points is held whole (N² numbers), and the
 smoothness kernel is not truncated.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 
 class DenseOracle:
-    """The CRF of one photo with default parameters and symmetric normalisation."""
+    """A CRF with symmetric normalisation and Potts compatibility.
 
-    def __init__(self, image: np.ndarray, sigma_xy: float = 80, sigma_rgb: float = 13, sigma: float = 3):
+    `kernels` are pairs of a weight and the features (N, d) of a Gaussian.
+    """
+
+    def __init__(self, kernels: Sequence[tuple[float, torch.Tensor]]):
+        self.kernels = [(weight, self._normalized(features)) for weight, features in kernels]
+
+    @classmethod
+    def of_photo(
+        cls, image: np.ndarray, sigma_xy: float = 80, sigma_rgb: float = 13, sigma: float = 3
+    ) -> DenseOracle:
+        """Return the CRF of a photo (H, W, 3) with the default weights."""
         height, width = image.shape[:2]
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         position = torch.stack([x, y], -1).reshape(-1, 2).float()
         colour = torch.from_numpy(image.reshape(-1, 3).astype(np.float32))
-        self.appearance = self._normalized(torch.cat([position / sigma_xy, colour / sigma_rgb], 1))
-        self.smoothness = self._normalized(position / sigma)
+        appearance = torch.cat([position / sigma_xy, colour / sigma_rgb], 1)
+        return cls([(10, appearance), (3, position / sigma)])
 
     @staticmethod
     def _normalized(features: torch.Tensor) -> torch.Tensor:
@@ -29,12 +41,12 @@ class DenseOracle:
         return matrix.mul_(root[:, None]).mul_(root)
 
     def mean_field(self, probabilities: np.ndarray, iterations: int, exclude_self: bool) -> np.ndarray:
-        """Return the (H, W, K) marginals under weights 10 and 3 and Potts compatibility."""
-        unary = -torch.from_numpy(probabilities).reshape(-1, probabilities.shape[2]).log()
+        """Return the marginals, of the probabilities' shape (..., K)."""
+        unary = -torch.from_numpy(probabilities).reshape(-1, probabilities.shape[-1]).log()
         marginals = torch.softmax(-unary, 1)
-        own = 10 * self.appearance.diagonal() + 3 * self.smoothness.diagonal()
+        own = sum(weight * matrix.diagonal() for weight, matrix in self.kernels)
         for _ in range(iterations):
-            message = 10 * (self.appearance @ marginals) + 3 * (self.smoothness @ marginals)
+            message = sum(weight * (matrix @ marginals) for weight, matrix in self.kernels)
             if exclude_self:
                 message -= own[:, None] * marginals
             cost = message.sum(1, keepdim=True) - message

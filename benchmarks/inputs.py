@@ -88,6 +88,12 @@ def network_probabilities(
     return (exponentials / exponentials.sum(2, keepdims=True)).astype(np.float32)
 
 
+def moving_window(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and columns (frames, H, W) of a window that moves over a picture (2H, 2W)."""
+    t, y, x = torch.meshgrid(*(torch.arange(n) for n in (frames, height, width)), indexing="ij")
+    return y + t * height // frames, x + t * width // frames
+
+
 def moving_crop(frames: int, height: int, width: int, *, depth: bool) -> torch.Tensor:
     """Return the features of a video, a window that moves over a photo: (frames·H·W, 6), or 7 with a depth.
 
@@ -95,8 +101,7 @@ def moving_crop(frames: int, height: int, width: int, *, depth: bool) -> torch.T
     """
     still = torch.from_numpy(photo("astronaut", 2 * height, 2 * width).astype(np.float32))
     t, y, x = torch.meshgrid(*(torch.arange(n) for n in (frames, height, width)), indexing="ij")
-    down, right = t * height // frames, t * width // frames
-    colour = still[y + down, x + right] / 13
+    colour = still[moving_window(frames, height, width)] / 13
     axes = [x / 20, y / 20, t / 5, *colour.unbind(3)]
     if depth:
         axes.insert(3, (x + y + 3 * t) / 40)
