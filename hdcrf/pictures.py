@@ -1,4 +1,4 @@
-"""Pictures of labels and of the energy, for people to look at."""
+"""Pictures of labels, of the energy and of point clouds, for people to look at."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hdcrf.point_pictures import render_points
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["energy_plot", "overlay", "palette"]
+__all__ = ["energy_plot", "overlay", "palette", "render_points"]
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart too, most distant neighbours first.
 _FIRST = np.array(
