@@ -74,6 +74,8 @@ def render_points(
         raise ValueError(f"`radius` must be positive and finite, got {radius}")
     if not 0 <= shading < np.inf:
         raise ValueError(f"`shading` must be at least 0 and finite, got {shading}")
+    if np.shape(background) != (3,) or not all(0 <= part <= 255 for part in background):
+        raise ValueError(f"`background` must be three numbers from 0 to 255, got {background}")
     axes, distance = _camera(eye, target, up)  # rows: right, down, forward
 
     if keep is not None:
