@@ -28,7 +28,7 @@ class TestMovingScene:
         assert labels.shape == (5, 80, 121)
         assert labels.dtype == np.int64
         np.testing.assert_array_equal(np.unique(labels), range(len(names)))
-        # Measured: 0.40 to 0.55.
+        # Measured: 0.47 to 0.57.
         assert right_by_colour_alone(video, labels) < 0.8
 
     def test_seeds(self):
@@ -57,7 +57,7 @@ class TestNetworkOutput:
     @pytest.fixture(scope="class")
     @staticmethod
     def street():
-        _, labels, _ = scenes.moving_scene(6, 120, 180, 3)
+        _, labels, _ = scenes.moving_scene(6, 120, 180, 0)
         return labels, scenes.network_output(labels, 6, 0)
 
     def test_mediocre(self, street):
@@ -68,10 +68,16 @@ class TestNetworkOutput:
         assert 0.7 < (probabilities.argmax(-1) == labels).mean() < 0.9  # measured: 0.80
 
     def test_errors_last_in_part_and_flicker_in_part(self, street):
-        labels, probabilities = street
-        wrong = probabilities.argmax(-1) != labels
-        again = (wrong[1:] & wrong[:-1]).sum() / wrong[1:].sum()
-        assert wrong.mean() + 0.1 < again < 0.9  # measured: 0.20 and 0.51
+        still = np.repeat(street[0][:1], 6, axis=0)
+
+        def again(frames):
+            """Return which share of the errors is there in the next frame too."""
+            wrong = frames != still
+            return (wrong[1:] & wrong[:-1]).sum() / wrong[1:].sum()
+
+        together = again(scenes.network_output(still, 6, 0).argmax(-1))
+        apart = again(np.stack([scenes.network_output(still[0], 6, seed).argmax(-1) for seed in range(6)]))
+        assert apart + 0.12 < together < 0.9  # measured: 0.47 and 0.62
 
     @pytest.mark.parametrize("stride", [1, 4, 7, 8])
     def test_no_shift(self, stride):
@@ -245,7 +251,7 @@ class TestMovingVoxels:
         order = np.lexsort(coordinates[:, [2, 1, 0, 3]].T)
         np.testing.assert_array_equal(order, np.arange(count))
         assert len(np.unique(coordinates, axis=0)) == count
-        # Measured: 0.27 to 0.36.
+        # Measured: 0.32 to 0.43.
         assert right_by_colour_alone(colours, labels) < 0.8
 
     def test_seeds(self):
