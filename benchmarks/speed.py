@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py                 every table, half an hour
     python benchmarks/speed.py --quick         fewer repetitions, smaller images
-    python benchmarks/speed.py --only build    one table: calls, build, points, iteration, training, memory,
-                                               growth, large or import
+    python benchmarks/speed.py --only build    one table: calls, build, points, million, iteration, training,
+                                               memory, growth, large or import
 
 Both see the same photo, the same probabilities and the same parameters (Gaussian sigma 3, weight 3;
 bilateral 80 and 13, weight 10; symmetric normalisation). pydensecrf leaves the self term in, so the
@@ -66,19 +66,56 @@ def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def peak_memory(call: str, height: int, width: int, labels: int) -> float:
+def our_points(features: torch.Tensor, logits: torch.Tensor, *, smoothness_weight: float = 0.0) -> np.ndarray:
+    """Label a cloud by PointCRF; its features are in units of their sigmas."""
+    crf = hdcrf.PointCRF(
+        logits.shape[1], appearance_sigma_xyz=1.0, appearance_sigma_rgb=1.0, smoothness_sigma=0.5,
+        smoothness_weight=smoothness_weight, exclude_self=False, learn=(),
+    )  # fmt: skip
+    with torch.inference_mode():
+        return crf(logits, features[:, :3], colours=features[:, 3:]).argmax(1).numpy()
+
+
+def their_points(features: torch.Tensor, logits: torch.Tensor) -> np.ndarray:
+    crf = their_crf(features.contiguous().numpy(), logits.shape[1])
+    unary = -torch.log_softmax(logits, 1).numpy().T
+    crf.setUnaryEnergy(np.ascontiguousarray(unary))
+    return np.array(crf.inference(5)).argmax(0)
+
+
+def room(points: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the features (N, 6) of the scanned room, and random logits (N, K)."""
+    logits = torch.randn((points, labels), generator=torch.Generator().manual_seed(0)).mul_(2)
+    return scanned_room(points), logits
+
+
+# For each call whose memory is measured: what makes its inputs from sizes, and the call.
+MEMORY_CASES: dict[str, tuple[Callable[..., tuple], Callable[..., object]]] = {
+    "ours": (
+        lambda h, w, k: (photo("astronaut", h, w), network_probabilities("astronaut", h, w, k), 10),
+        ours,
+    ),
+    "theirs": (
+        lambda h, w, k: (photo("astronaut", h, w), network_probabilities("astronaut", h, w, k), 10),
+        theirs,
+    ),
+    "our points": (room, our_points),
+    "their points": (room, their_points),
+}
+
+
+def peak_memory(call: str, *sizes: int) -> float:
     """Return by how many MiB a call raises the peak memory of a fresh process that holds its inputs."""
-    command = [sys.executable, __file__, "--memory-of", call, str(height), str(width), str(labels)]
+    command = [sys.executable, __file__, "--memory-of", call, *map(str, sizes)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_memory_of(call: str, height: int, width: int, labels: int) -> None:
-    image = photo("astronaut", height, width)
-    probabilities = network_probabilities("astronaut", height, width, labels)
-    small = photo("astronaut", 32, 32)
-    function = ours if call == "ours" else theirs
+def print_memory_of(call: str, *sizes: int) -> None:
+    make, function = MEMORY_CASES[call]
+    inputs = make(*sizes)
     torch.set_num_threads(2)
-    function(small, network_probabilities("astronaut", 32, 32, 2), 1)  # imports, and the threads' own memory
+    small = (1000, 2) if len(sizes) == 2 else (32, 32, 2)
+    function(*make(*small))  # imports, and the threads' own memory
     ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what the call takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # The peak so far was reached while the inputs were made: fill up to it, so that any growth shows.
@@ -86,7 +123,7 @@ def print_memory_of(call: str, height: int, width: int, labels: int) -> None:
         resident = int(file.read().split()[1]) * resource.getpagesize() // 1024
     filler = np.ones(max(0, before - resident) * 1024, dtype=np.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    function(image, probabilities, 10)
+    function(*inputs)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print((after - before) / 1024)
     del filler
@@ -202,6 +239,33 @@ def print_points(rounds: int) -> None:
         seconds = alternate({"ours": own, "theirs": peer}, min(rounds, 5))
         call, other = (1000 * value for value in seconds.values())
         print(f"| {threads} | {call:.0f} | {other:.0f} | {other / call:.2f} | {agreement:.2%} |", flush=True)
+
+
+def print_million(points: int) -> None:
+    print(f"\nPointCRF on the scanned room with {points:,} points, 13 labels, 5 iterations, d = 6")
+    print("(memory: MiB that a call adds at its peak; smoothness: with its second, 3D kernel)\n")
+    print("| threads | ours, s | with smoothness, s | pydensecrf, s | ratio | ours, MiB | pydensecrf, MiB | "
+          "labels agree |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
+    inputs = room(points, 13)
+    agreement = check_agreement(our_points(*inputs), their_points(*inputs))
+    own_peak, peer_peak = (peak_memory(call, points, 13) for call in ("our points", "their points"))
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        seconds = alternate(
+            {
+                "ours": lambda: our_points(*inputs),
+                "smooth": lambda: our_points(*inputs, smoothness_weight=3.0),
+                "theirs": lambda: their_points(*inputs),
+            },
+            3,
+        )
+        own, smooth, peer = seconds.values()
+        print(
+            f"| {threads} | {own:.2f} | {smooth:.2f} | {peer:.2f} | {peer / own:.2f} | {own_peak:.0f} | "
+            f"{peer_peak:.0f} | {agreement:.2%} |",
+            flush=True,
+        )
 
 
 def print_iteration() -> None:
@@ -368,7 +432,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller images")
     parser.add_argument("--only", metavar="TABLE", action="append", help="print this table; may be repeated")
-    parser.add_argument("--memory-of", nargs=4, metavar=("CALL", "H", "W", "K"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs="+", metavar="CALL SIZE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         call, *sizes = arguments.memory_of
@@ -384,6 +448,7 @@ def main() -> None:
         "calls": lambda: print_calls(rounds),
         "build": lambda: print_build(rounds),
         "points": lambda: print_points(rounds),
+        "million": lambda: print_million(100_000 if arguments.quick else 1_000_000),
         "iteration": print_iteration,
         "training": lambda: print_training(rounds),
         "memory": print_memory,
