@@ -209,7 +209,7 @@ class PointCRF(CRFLayer):
                 continue
             if value is None:
                 raise ValueError(
-                    f"`{name}` are needed, as the layer has a {sigma}; give them, or make the layer with "
+                    f"`{name}` are needed, as the layer has an {sigma}; give them, or make the layer with "
                     f"{sigma}=None"
                 )
             used[name] = self._as_logits(name, value, logits)

@@ -225,7 +225,9 @@ class TestPoints:
             run(block=0)
         with pytest.raises(ValueError, match="`colours` must have 3000 rows to match `positions`"):
             run(colours=colours[1:])
-        with pytest.raises(ValueError, match="`colours` are needed, as the layer has a appearance_sigma_rgb"):
+        with pytest.raises(
+            ValueError, match="`colours` are needed, as the layer has an appearance_sigma_rgb"
+        ):
             run(colours=None)
         damaged = positions.clone()
         damaged[17, 2] = torch.nan

@@ -109,6 +109,62 @@ class TestAnyMethod:
             torch.testing.assert_close(call(kind, layer, item(kind, given, i)), expected, atol=2e-6, rtol=0)
 
 
+def features_by_hand(kind, given):
+    """Return the features of the appearance and the smoothness kernel, from the definitions."""
+    sigma = _BANDWIDTHS[kind]
+    if kind in _SIZES:
+        steps = {"volume": [1.5, 1.0, 0.8]}.get(kind, [1.0] * len(_SIZES[kind]))  # along D, H, W, or T, H, W
+        axes = [torch.arange(n) * step for n, step in zip(_SIZES[kind], steps, strict=True)]
+        place = torch.cartesian_prod(*axes).double()
+        colour = given["guide"][0].flatten(1).T
+        if kind == "image":
+            near, smooth = place / sigma["appearance_sigma_xy"], place / sigma["smoothness_sigma"]
+        elif kind == "video":
+            xy, t = sigma["appearance_sigma_xy"], sigma["appearance_sigma_t"]
+            near = place / torch.tensor([t, xy, xy])
+            smooth = place / torch.tensor([1e-4, *[sigma["smoothness_sigma"]] * 2])  # not across frames
+        else:
+            near, smooth = place / sigma["appearance_sigma_xyz"], place / sigma["smoothness_sigma"]
+        guide = sigma["appearance_sigma_intensity" if kind == "volume" else "appearance_sigma_rgb"]
+        return torch.cat([near, colour / guide], 1), smooth
+    if kind == "points":
+        parts = [
+            given["positions"] / sigma["appearance_sigma_xyz"],
+            given["colours"] / sigma["appearance_sigma_rgb"],
+            given["normals"] / sigma["appearance_sigma_normal"],
+            given["intensities"][:, None] / sigma["appearance_sigma_intensity"],
+        ]
+        return torch.cat(parts, 1), given["positions"] / sigma["smoothness_sigma"]
+    place, time = given["coordinates"][:, 1:4].double() * 0.5, given["coordinates"][:, 4:].double()
+    parts = [place / sigma["sigma_xyz"], time / sigma["sigma_t"], given["colours"] / sigma["sigma_rgb"]]
+    return torch.cat(parts, 1), None
+
+
+@pytest.mark.parametrize("exclude_self", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_exact_method_is_the_model_written_out(kind, exclude_self):
+    given = item(kind, inputs(kind, torch.float64), 0)
+    size = {"voxel_size": 0.5} if kind == "voxels" else {}
+    layer = make(kind, method="exact", exclude_self=exclude_self, learn=(), **size).double()
+    logits = given["logits"]
+    rows = logits[0].flatten(1).T if kind in _SIZES else logits
+    message_matrix = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for features, weight in zip(features_by_hand(kind, given), (0.8, 0.6), strict=True):
+        if features is not None:
+            matrix = torch.exp(-0.5 * torch.cdist(features, features).square())
+            root = matrix.sum(1).rsqrt()
+            message_matrix += weight * root[:, None] * matrix * root
+    if exclude_self:
+        message_matrix.fill_diagonal_(0)
+    marginals = torch.softmax(rows, 1)
+    for _ in range(5):
+        marginals = torch.softmax(rows + message_matrix @ marginals, 1)
+    result = call(kind, layer, given)
+    found = result[0].flatten(1).T if kind in _SIZES else result
+    # The weights and sigmas are parameters in float32: 1e-7 of them.
+    torch.testing.assert_close(found, marginals, rtol=0, atol=1e-6)
+
+
 # Points of 10 and voxels of 7 dimensions fall into nearest cubes, in which only values have a gradient.
 @pytest.mark.parametrize(
     ("kind", "method"),
@@ -290,3 +346,63 @@ def test_the_tests_cover_every_layer():
         if inspect.isclass(value) and issubclass(value, hdcrf.crf_layer.CRFLayer)
     }
     assert found == set(_LAYER.values())
+
+
+class TestPoints:
+    def test_duplicate_points_are_two_points(self):
+        given = item("points", inputs("points"), 0)
+        twice = {name: torch.cat([value, value]) for name, value in given.items()}
+        result = make("points", learn=())(**twice)
+        torch.testing.assert_close(result[:9], result[9:])
+        # They see each other, so they are surer than one alone.
+        assert not torch.allclose(result[:9], make("points", learn=())(**given), atol=1e-3)
+
+    def test_batch_numbers_may_have_gaps(self):
+        given = inputs("points")
+        layer = make("points", learn=())
+        torch.testing.assert_close(layer(**{**given, "batch": 7 * given["batch"]}), layer(**given))
+
+    def test_integer_colours(self):
+        given = inputs("points")
+        given["colours"] = (given["colours"] * 255).round()
+        layer = make("points", appearance_sigma_rgb=90.0, learn=())
+        assert torch.equal(layer(**{**given, "colours": given["colours"].byte()}), layer(**given))
+
+    @pytest.mark.parametrize("name", ["colours", "normals", "intensities"])
+    def test_what_a_sigma_asks_for(self, name):
+        given = inputs("points")
+        sigma = {"colours": "rgb", "normals": "normal", "intensities": "intensity"}[name]
+        without = {key: value for key, value in given.items() if key != name}
+        with pytest.raises(
+            ValueError, match=f"`{name}` are needed, as the layer has an appearance_sigma_{sigma}"
+        ):
+            make("points")(**without)
+        with pytest.raises(
+            ValueError, match=f"`{name}` are given, but the layer has appearance_sigma_{sigma}=None"
+        ):
+            make("points", **{f"appearance_sigma_{sigma}": None})(**given)
+
+    def test_rows_that_do_not_match(self):
+        given = inputs("points")
+        with pytest.raises(ValueError, match="`positions` must have 18 rows to match `logits`"):
+            make("points")(**{**given, "positions": given["positions"][1:]})
+        with pytest.raises(ValueError, match=r"`batch` must have shape \(18,\)"):
+            make("points")(**{**given, "batch": given["batch"][1:]})
+        with pytest.raises(ValueError, match="`logits` must have a point at least"):
+            make("points")(**{name: value[:0] for name, value in given.items()})
+
+
+class TestVoxels:
+    def test_coordinates_must_match(self):
+        given = inputs("voxels")
+        voxels = SparseTensor(given["coordinates"], given["colours"])
+        other = SparseTensor(given["coordinates"].flip(0), given["logits"])
+        with pytest.raises(ValueError, match="`colours` must have the coordinates of `logits`"):
+            make("voxels")(other, voxels)
+        with pytest.raises(TypeError, match=r"`logits` must be a voxel\.SparseTensor, got Tensor"):
+            make("voxels")(given["logits"], voxels)
+        with pytest.raises(ValueError, match="`logits` must have a voxel at least"):
+            make("voxels")(
+                SparseTensor(given["coordinates"][:0], given["logits"][:0]),
+                SparseTensor(given["coordinates"][:0], given["colours"][:0]),
+            )
