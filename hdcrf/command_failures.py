@@ -44,7 +44,7 @@ class Commands(click.Group):
             if not _is_out_of_memory(error):
                 raise
             raise click.ClickException(
-                "out of memory, and nothing was written; scale the photo down, or use another --device"
+                "out of memory, and nothing was written; scale the input down, or use another --device"
             ) from error
 
 

@@ -1,13 +1,14 @@
-"""The options of the command line: what they accept, and those of the model."""
+"""The options that commands share: what they accept, those of the model, and those of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hdcrf.gaussian_filter import METHODS
 from hdcrf.refine import MOST_ITERATIONS
@@ -16,7 +17,20 @@ from voxel.blur import MOST_ROUNDS
 from voxel.checks import MOST_RINGS
 from voxel.filter_operator import NORMALIZATIONS
 
-__all__ = ["PATH", "Number", "model_options"]
+__all__ = [
+    "GT_PROB",
+    "OPACITY",
+    "PATH",
+    "Number",
+    "check_start",
+    "given_matrix",
+    "given_outputs",
+    "is_given",
+    "model_options",
+    "run_options",
+    "sigma",
+    "weight",
+]
 
 
 class _FilePath(click.Path):
@@ -30,6 +44,14 @@ class _FilePath(click.Path):
         if value == "":
             self.fail("the name is empty; name a file", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class _Compatibility(_FilePath):
+    """The name of a compatibility, or the path of a file with one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the option's text."""
+        return value if value == "potts" else super().convert(value, param, ctx)
 
 
 PATH = _FilePath()
@@ -49,109 +71,168 @@ class Number(click.FloatRange):
 _NUMBER = Number()
 _POSITIVE = Number(min=0, min_open=True)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Option = Callable[[Any], Any]
 
-_MODEL_OPTIONS = [
-    click.option(
-        "--iterations",
-        type=click.IntRange(min=0, max=MOST_ITERATIONS),
-        default=10,
-        show_default=True,
-        help="Iterations of mean field; 0 applies none.",
-    ),
-    click.option(
-        "--tolerance",
-        type=_POSITIVE,
-        help="Stop earlier, when no marginal changed by more than this in an iteration.",
-    ),
-    click.option(
-        "--appearance-weight",
+OPACITY = click.option(
+    "--opacity",
+    type=Number(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of the labels in the overlay, from 0 to 1.",
+)
+
+GT_PROB = click.option(
+    "--gt-prob",
+    type=Number(0, 1, min_open=True, max_open=True),
+    default=0.7,
+    show_default=True,
+    help="How far to trust the annotation: the probability that a label in it is right.",
+)
+
+
+def _all_of(*options: _Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options in that order."""
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def weight(kernel: str, default: float, features: str) -> _Option:
+    """Return the option of a kernel's weight.
+
+    Args:
+        kernel: Its name.
+        default: Of the weight.
+        features: What the kernel compares, for the help.
+    """
+    return click.option(
+        f"--{kernel}-weight",
         type=_NUMBER,
-        default=10.0,
+        default=default,
         show_default=True,
-        help="Weight of the kernel in position and colour; 0 leaves it out.",
-    ),
-    click.option(
-        "--appearance-sigma-xy",
-        type=_POSITIVE,
-        default=80.0,
-        show_default=True,
-        help="Its standard deviation in position, in pixels.",
-    ),
-    click.option(
-        "--appearance-sigma-rgb",
-        type=_POSITIVE,
-        default=13.0,
-        show_default=True,
-        help="Its standard deviation in colour, in steps of 0..255.",
-    ),
-    click.option(
-        "--smoothness-weight",
-        type=_NUMBER,
-        default=3.0,
-        show_default=True,
-        help="Weight of the kernel in position alone; 0 leaves it out.",
-    ),
-    click.option(
-        "--smoothness-sigma",
-        type=_POSITIVE,
-        default=3.0,
-        show_default=True,
-        help="Its standard deviation, in pixels.",
-    ),
-    click.option(
-        "--compatibility",
-        default="potts",
-        show_default=True,
-        metavar="potts|FILE",
-        help="Cost of two labels on similar pixels: 'potts' (1 where they differ), or a .npy or .npz "
-        "file with a matrix (K, K) of costs or a vector (K,) of rewards for agreement.",
-    ),
-    click.option(
-        "--normalization",
-        type=click.Choice(NORMALIZATIONS),
-        default="symmetric",
-        show_default=True,
-        help="Of each kernel K, by D = diag(K 1): K, K/D, D\\K, or half on each side.",
-    ),
-    click.option(
-        "--include-self/--exclude-self",
-        default=False,
-        show_default=True,
-        help="Whether a pixel's message to itself counts, as it does in the reference code.",
-    ),
-    click.option(
-        "--method",
-        type=click.Choice(METHODS),
-        default="permutohedral",
-        show_default=True,
-        help="Of filtering; 'exact' takes time quadratic in the number of pixels.",
-    ),
-    click.option(
-        "--backend",
-        type=click.Choice(BACKENDS),
-        default="auto",
-        show_default=True,
-        help="What computes: compiled kernels where they can run, or else PyTorch; or the one named.",
-    ),
-    click.option(
-        "--order",
-        type=click.IntRange(min=1, max=MOST_ROUNDS),
-        default=1,
-        show_default=True,
-        help="Accuracy of the other methods: rounds of blur.",
-    ),
-    click.option(
-        "--halo",
-        type=click.IntRange(min=0, max=MOST_RINGS),
-        default=0,
-        show_default=True,
-        help="Accuracy of the other methods: rings of empty vertices around the occupied ones.",
-    ),
-]
+        help=f"Weight of the kernel in {features}; 0 leaves it out.",
+    )
 
 
-def model_options(command: _Command) -> _Command:
-    """Add the options of the model, which have the names and defaults of `hdcrf.refine`."""
-    for option in reversed(_MODEL_OPTIONS):
-        command = option(command)
-    return command
+def sigma(name: str, default: float | None, description: str) -> _Option:
+    """Return the option of a standard deviation."""
+    return click.option(
+        f"--{name}", type=_POSITIVE, default=default, show_default=default is not None, help=description
+    )
+
+
+def model_options(place: str, *kernels: _Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds the options of the model, which have the names of the layer's arguments.
+
+    Args:
+        place: What a point is called, for the help.
+        *kernels: The options of its kernels.
+    """
+    return _all_of(
+        click.option(
+            "--iterations",
+            type=click.IntRange(min=0, max=MOST_ITERATIONS),
+            default=10,
+            show_default=True,
+            help="Iterations of mean field; 0 applies none.",
+        ),
+        click.option(
+            "--tolerance",
+            type=_POSITIVE,
+            help="Stop earlier, when no marginal changed by more than this in an iteration.",
+        ),
+        *kernels,
+        click.option(
+            "--compatibility",
+            type=_Compatibility(),
+            default="potts",
+            show_default=True,
+            metavar="potts|FILE",
+            help=f"Cost of two labels on similar {place}s: 'potts' (1 where they differ), or a .npy or .npz "
+            "file with a matrix (K, K) of costs or a vector (K,) of rewards for agreement.",
+        ),
+        click.option(
+            "--normalization",
+            type=click.Choice(NORMALIZATIONS),
+            default="symmetric",
+            show_default=True,
+            help="Of each kernel K, by D = diag(K 1): K, K/D, D\\K, or half on each side.",
+        ),
+        click.option(
+            "--include-self/--exclude-self",
+            default=False,
+            show_default=True,
+            help=f"Whether a {place}'s message to itself counts, as it does in the reference code.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            default="permutohedral",
+            show_default=True,
+            help=f"Of filtering; 'exact' takes time quadratic in the number of {place}s.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="auto",
+            show_default=True,
+            help="What computes: compiled kernels where they can run, or else PyTorch; or the one named.",
+        ),
+        click.option(
+            "--order",
+            type=click.IntRange(min=1, max=MOST_ROUNDS),
+            default=1,
+            show_default=True,
+            help="Accuracy of the other methods: rounds of blur.",
+        ),
+        click.option(
+            "--halo",
+            type=click.IntRange(min=0, max=MOST_RINGS),
+            default=0,
+            show_default=True,
+            help="Accuracy of the other methods: rings of empty vertices around the occupied ones.",
+        ),
+    )
+
+
+run_options = _all_of(
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:1 and so on."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads to use; by default PyTorch's choice."
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors."),
+)
+
+
+def check_start(context: click.Context, annotation: object, probabilities: object) -> None:
+    """Check that labels start from one of the two, and that --gt-prob is given with an annotation only.
+
+    Raises:
+        click.UsageError: If not.
+    """
+    if bool(annotation) == bool(probabilities):
+        came = "both" if annotation else "neither"
+        raise click.UsageError(f"give either --annotation or --probabilities, got {came}")
+    if not annotation and is_given(context, "gt_prob"):
+        raise click.UsageError("--gt-prob goes with --annotation; --probabilities say it themselves")
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether an option's value is not just its default."""
+    return context.get_parameter_source(name) != ParameterSource.DEFAULT
+
+
+def given_outputs(
+    wanted: Mapping[str, tuple[Path | None, Sequence[str]]],
+) -> dict[str, tuple[Path, Sequence[str]]]:
+    """Return those outputs that have a path."""
+    return {name: (path, suffixes) for name, (path, suffixes) in wanted.items() if path is not None}
+
+
+def given_matrix(compatibility: Path | str) -> dict[str, Path | None]:
+    """Return the file of --compatibility, as an input of the command."""
+    return {"--compatibility": compatibility if isinstance(compatibility, Path) else None}

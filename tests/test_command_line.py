@@ -18,8 +18,9 @@ from PIL import Image
 from skimage import data
 
 import hdcrf
-from hdcrf import array_files, command_line, image_files
+from hdcrf import array_files, command_image, command_line, image_files
 from hdcrf.command_line import commands
+from hdcrf.command_running import progress_bar
 
 HEIGHT, WIDTH = 48, 72
 COLOURS = np.array([(70, 130, 220), (230, 140, 40), (245, 240, 230)], dtype=np.uint8)
@@ -347,7 +348,7 @@ class TestRefusals:
         assert "photo . is a folder" in result.stderr
 
     def test_photo_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_line, "_BYTES_A_PIXEL", 1 << 50)
+        monkeypatch.setattr(command_image, "_BYTES_A_PIXEL", 1 << 50)
         assert "72 x 48 = 0 megapixels, more than" in refuse(*ANNOTATION)
 
     def test_broken_annotation(self, folder):
@@ -458,9 +459,9 @@ class TestRefusals:
         assert "is a folder" in refuse("--annotation", "annotation.png", "-o", "bad.png")
 
     def test_plot_without_matplotlib(self, monkeypatch):
-        versions = command_line._version
+        versions = command_image.version_of
         monkeypatch.setattr(
-            command_line, "_version", lambda name: None if name == "matplotlib" else versions(name)
+            command_image, "version_of", lambda name: None if name == "matplotlib" else versions(name)
         )
         assert 'pip install "hdcrf[images]"' in refuse(*ANNOTATION, "--energy-plot", "energy.png")
 
@@ -574,7 +575,7 @@ class TestProcess:
 
     def test_closed_stderr_shows_no_bar(self, folder, monkeypatch):
         monkeypatch.setattr(sys, "stderr", None)
-        with command_line._progress(3, quiet=False) as progress:
+        with progress_bar(3, "Mean field", quiet=False) as progress:
             assert progress is None
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -631,7 +632,7 @@ class TestInfo:
             assert text in result.stdout
 
     def test_what_is_not_installed(self, monkeypatch):
-        monkeypatch.setattr(command_line, "_version", lambda name: None)
+        monkeypatch.setattr(command_line, "version_of", lambda name: None)
         assert "matplotlib  not installed" in CliRunner().invoke(commands, ["info"]).stdout
 
     def test_cuda_devices(self, monkeypatch):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,9 +20,7 @@ from hdcrf.mean_field import MeanFieldResult
 
 __all__ = [
     "Start",
-    "single_label_hint",
-    "start_reader",
-    "summary",
+    "read_start",
     "write_energy",
     "write_labels",
     "write_marginals",
@@ -49,17 +44,27 @@ class Start:
     colours: NDArray[np.uint8]
     drawn: bool
 
+    @property
+    def names(self) -> list[str]:
+        """What the labels are called: an annotation's by their colours."""
+        if not self.drawn:
+            return [str(label) for label in range(len(self.colours))]
+        return ["#" + bytes(colour).hex() for colour in self.colours]
 
-def start_reader(
-    annotation: Path | None, probabilities: Path | None, gt_prob: float
-) -> Callable[[tuple[int, int], Note], Start]:
-    """Return the function that reads whichever is given, once the photo's shape is known."""
-    if annotation is not None and probabilities is None:
-        return partial(_start_from_annotation, annotation, gt_prob)
-    if probabilities is not None and annotation is None:
-        return partial(_start_from_probabilities, probabilities)
-    came = "neither" if annotation is None else "both"
-    raise click.UsageError(f"give either --annotation or --probabilities, got {came}")
+
+def read_start(
+    annotation: Path | None,
+    probabilities: Path | None,
+    gt_prob: float,
+    shape: tuple[int, int],
+    note: Note,
+) -> Start:
+    """Read whichever is given, for a photo of that shape."""
+    if annotation is not None:
+        return _start_from_annotation(annotation, gt_prob, shape, note)
+    if probabilities is not None:
+        return _start_from_probabilities(probabilities, shape, note)
+    raise RuntimeError("neither was given")
 
 
 def _start_from_annotation(path: Path, gt_prob: float, shape: tuple[int, int], note: Note) -> Start:
@@ -115,47 +120,3 @@ def write_marginals(file: BinaryIO, path: Path, marginals: NDArray[np.float32]) 
     """Write the marginals (H, W, K); return what the file holds, for the report."""
     array_files.write_array(file, marginals, "marginals", path.suffix)
     return f"{' x '.join(str(length) for length in marginals.shape)} {marginals.dtype}"
-
-
-def summary(labels: NDArray[np.int64], start: Start, result: MeanFieldResult, seconds: float) -> str:
-    """Return lines on what inference did to the labels (H, W)."""
-    known = start.labels >= 0
-    changed = (labels != start.labels)[known].mean() if known.any() else 0.0
-    lines = [f"{result.iterations} iterations in {seconds:.2f} s"]
-    if result.energy is not None:
-        first, last = float(result.energy[0]), float(result.energy[-1])
-        lines.append(f"energy {first:.6g} before, {last:.6g} after")
-    lines.append(f"{len(np.unique(labels))} of {len(start.colours)} labels found")
-    if start.drawn:
-        lines.append(f"{1 - known.mean():.1%} of the pixels were unknown and got a label")
-        lines.append(f"{changed:.1%} of the annotated pixels changed theirs")
-    else:
-        lines.append(f"{changed:.1%} of the pixels changed their label")
-    return "\n".join(lines)
-
-
-def single_label_hint(label: int, start: Start) -> str:
-    """Return why the result may be a single label, and what to try."""
-    count = len(start.colours)
-    name = "#" + bytes(start.colours[label]).hex() if start.drawn else str(label)
-    if count == 1:
-        return f"Hint: the result is all one label, because there is only one, {name}; give at least two."
-    if (start.labels == label).all():
-        return (
-            f"Hint: the result is all label {name}, because that is the most probable label at every pixel "
-            "of the input; look at the probabilities."
-        )
-    trust = (
-        "\n  - the annotation is trusted too little: raise --gt-prob, or draw more of the other labels"
-        if start.drawn
-        else "\n  - the probabilities are hardly above those of this label: look at them without the CRF "
-        "(--iterations 0)"
-    )
-    return (
-        f"Hint: the result is all label {name}: the others were outvoted. Likely causes:\n"
-        "  - the weights are too strong: lower --appearance-weight and --smoothness-weight\n"
-        "  - --appearance-sigma-rgb is in the wrong units or too large, so that edges do not count: it is in "
-        "steps of 0..255, about 3 to 30\n"
-        "  - --appearance-sigma-xy or --smoothness-sigma is too large for the photo: they are in pixels"
-        + trust
-    )

@@ -1,0 +1,224 @@
+"""What every command does around its work: notes, devices, threads, memory, progress, the model's matrix."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from hdcrf.array_files import read_array
+from hdcrf.arrays import check_float32_range
+from hdcrf.command_failures import as_input_error, as_print_failure, as_write_failure
+from hdcrf.crf_layer import CRFLayer
+from hdcrf.files import InputError, Note, whole_files
+
+__all__ = [
+    "build_layer",
+    "check_memory",
+    "find_device",
+    "memory_of",
+    "note_taker",
+    "print_results",
+    "progress_bar",
+    "use_threads",
+    "version_of",
+    "write_all",
+]
+
+_Layer = TypeVar("_Layer", bound=CRFLayer)
+
+
+def build_layer(
+    layer: type[_Layer],
+    num_labels: int,
+    device: torch.device,
+    *,
+    compatibility: Path | str,
+    include_self: bool,
+    **model: Any,
+) -> _Layer:
+    """Return the layer that the options describe.
+
+    Args:
+        layer: Its class.
+        num_labels: K.
+        device: Where it goes.
+        compatibility: A name, or the file that holds a matrix.
+        include_self: Whether a point's message to itself counts.
+        **model: What else the layer takes.
+
+    Raises:
+        InputError: If the layer refuses something, or the file does not hold numbers.
+    """
+    with as_input_error():
+        return layer(
+            num_labels,
+            compatibility=_read_compatibility(compatibility),
+            exclude_self=not include_self,
+            learn=(),
+            **model,
+        ).to(device)
+
+
+def _read_compatibility(given: Path | str) -> str | Tensor:
+    if isinstance(given, str):
+        return given
+    array = read_array("compatibility", given, "compatibility")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"compatibility {given} must hold numbers, got {array.dtype}")
+    with as_input_error(f"compatibility {given}: "):
+        check_float32_range("compatibility", array)
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        click.BadParameter: If there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise click.BadParameter(
+            f"must be cpu, cuda, or cuda:1 and so on, got {name!r}", param_hint="--device"
+        )
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise click.BadParameter(
+            f"{name} was not found, PyTorch sees {count} CUDA devices; use cpu, or look at `hdcrf info`",
+            param_hint="--device",
+        )
+    return device
+
+
+def use_threads(threads: int | None, note: Note) -> None:
+    """Compute on so many threads, but on no more than there are CPUs: more only wait for each other."""
+    if threads is None:
+        return
+    most = os.cpu_count() or 1
+    if threads > most:
+        note(f"--threads {threads} is more than the CPUs; using {most}")
+    torch.set_num_threads(min(threads, most))
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes of a device's whole memory; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(needed: int, what: str, device: torch.device, advice: str) -> None:
+    """Check that a device's whole memory could hold what is known to be needed.
+
+    Raises:
+        InputError: If not; `what` is what needs it, and `advice` what to do.
+    """
+    memory = memory_of(device)
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{what}: that takes at least {needed / 1e9:.3g} GB of memory, and there are "
+            f"{memory / 1e9:.3g} GB; {advice}"
+        )
+
+
+@contextmanager
+def progress_bar(
+    length: int, label: str, quiet: bool, *, unit: str | None = None
+) -> Iterator[Callable[[int], object] | None]:
+    """Show a bar on stderr where that is a terminal.
+
+    Args:
+        length: How much is to be done.
+        label: What is being done.
+        quiet: Whether to show none.
+        unit: What is counted, to show how many of them a second.
+
+    Yields:
+        A function that takes how much is done; None where there is no bar.
+    """
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    began = time.monotonic()
+
+    def speed(done: int | None) -> str | None:
+        seconds = time.monotonic() - began
+        return f"{done / seconds:.3g} {unit}/s" if done and unit and seconds else None
+
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, show_pos=unit is not None, item_show_func=speed
+    ) as bar:
+        yield lambda done: bar.update(done - bar.pos, done)
+
+
+def write_all(
+    outputs: Mapping[str, tuple[Path, object]], writers: Mapping[str, Callable[[BinaryIO, Path], str]]
+) -> list[str]:
+    """Write the outputs, all or none; return what each of them holds."""
+    with as_write_failure(), whole_files([path for path, _ in outputs.values()]) as files:
+        return [
+            writers[name](file, path) for (name, (path, _)), file in zip(outputs.items(), files, strict=True)
+        ]
+
+
+def print_results(
+    outputs: Mapping[str, tuple[Path, object]],
+    contents: Sequence[str],
+    summary: str,
+    hint: str | None,
+    quiet: bool,
+) -> None:
+    """Say what was written.
+
+    Args:
+        outputs: For each output's option, its path first.
+        contents: What each of them holds.
+        summary: Lines that follow.
+        hint: What may have gone wrong, on stderr even where quiet.
+        quiet: Whether to print nothing else.
+    """
+    with as_print_failure():
+        if not quiet:
+            for (name, (path, _)), content in zip(outputs.items(), contents, strict=True):
+                size = f"{path.stat().st_size / 1000:.1f} kB"
+                click.echo(f"{name[2:]}: {click.format_filename(path)} ({content}, {size})")
+            click.echo(summary)
+        if hint is not None:
+            click.echo(hint, err=True)
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def note_taker(quiet: bool) -> Note:
+    """Return what takes notes: it prints them, unless quiet."""
+    return _ignore if quiet else _print_note
+
+
+def _print_note(message: str) -> None:
+    click.echo(f"Note: {message}", err=True)
+
+
+def _ignore(message: str) -> None:
+    pass
