@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from hdcrf.files import InputError, Note, check_file, reason
 
-__all__ = ["check_probabilities", "read_array", "read_arrays", "read_probabilities", "write_array"]
+__all__ = [
+    "check_probabilities",
+    "read_array",
+    "read_arrays",
+    "read_probabilities",
+    "stream_array",
+    "write_array",
+]
 
 
 def read_probabilities(
@@ -194,3 +202,47 @@ def write_array(file: BinaryIO, array: NDArray[Any], name: str, suffix: str = ".
         np.savez_compressed(file, **arrays)
     else:
         np.save(file, array, allow_pickle=False)
+
+
+@contextmanager
+def stream_array(
+    file: BinaryIO, shape: Sequence[int], dtype: DTypeLike, name: str, suffix: str = ".npy"
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Write an array that is too large to hold, one entry of its first axis after the other.
+
+    Args:
+        file: Open for writing.
+        shape: Of the whole.
+        dtype: Of the whole.
+        name: What it is called in a .npz file.
+        suffix: ".npy", or ".npz" for lossless compression.
+
+    Yields:
+        A function that takes the next entry, of shape `shape[1:]`.
+
+    Raises:
+        ValueError: If an entry has another shape, or there are more or fewer than `shape` says.
+    """
+    kind = np.dtype(dtype)
+    done = 0
+    with ExitStack() as stack:
+        member: Any = file
+        if suffix.lower() == ".npz":
+            archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED))
+            member = stack.enter_context(archive.open(f"{name}.npy", "w", force_zip64=True))
+        header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(member, header)
+
+        def write(entry: NDArray[Any]) -> None:
+            nonlocal done
+            if entry.shape != tuple(shape[1:]) or done == shape[0]:
+                raise ValueError(
+                    f"`entry` must have shape {tuple(shape[1:])}, {shape[0]} times, got {entry.shape} as "
+                    f"number {done + 1}"
+                )
+            member.write(np.ascontiguousarray(entry, dtype=kind).tobytes())
+            done += 1
+
+        yield write
+        if done != shape[0]:
+            raise ValueError(f"{shape[0]} entries were promised, and {done} were written")

@@ -16,11 +16,12 @@ import hdcrf
 from hdcrf.command_failures import Commands
 from hdcrf.command_image import image
 from hdcrf.command_running import version_of
+from hdcrf.command_video import video
 from voxel.backend import why_not
 
 __all__ = ["commands"]
 
-PACKAGES = ("torch", "numpy", "pillow", "click", "matplotlib")
+PACKAGES = ("torch", "numpy", "pillow", "click", "matplotlib", "av", "nibabel", "laspy", "open3d")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +31,7 @@ def commands() -> None:
 
 
 commands.add_command(image)
+commands.add_command(video)
 
 
 @commands.command()

@@ -624,7 +624,7 @@ class TestInfo:
             hdcrf.__version__,
             torch.__version__,
             np.__version__,
-            "pillow",
+            *("pillow", "av", "nibabel", "laspy", "open3d"),
             "threads",
             "cpu",
             "PyTorch",
