@@ -27,40 +27,48 @@ __all__ = [
 
 
 def read_probabilities(
-    path: Path, shape: tuple[int, int], *, owner: str = "photo", note: Note = warnings.warn
+    path: Path,
+    shape: Sequence[int],
+    *,
+    axes: str = "H, W",
+    owner: str = "photo",
+    note: Note = warnings.warn,
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """Read the probabilities of each label at each pixel.
+    """Read the probabilities of each label at each pixel, voxel or point.
 
     Args:
         path: .npy, or .npz that holds a single array or one named `probabilities`.
-        shape: (H, W) of the photo that they belong to.
+        shape: Of the photo that they belong to, (H, W), or of what else that is.
+        axes: The names of its axes, for messages.
         owner: What they belong to, if not a photo, for messages.
         note: Called with a sentence for each conversion.
 
     Returns:
-        (H, W, K) float32 or float64, finite. Their sums are for `hdcrf.logits_from_probabilities` to check.
+        (*shape, K) float32 or float64, finite. Their sums are for `hdcrf.logits_from_probabilities` to check.
 
     Raises:
         InputError: If the file is missing, broken, or holds anything else.
     """
     array = read_array("probabilities", path, "probabilities")
-    return check_probabilities(f"probabilities {path}", array, shape, owner=owner, note=note)
+    return check_probabilities(f"probabilities {path}", array, shape, axes=axes, owner=owner, note=note)
 
 
 def check_probabilities(
     name: str,
     array: NDArray[Any],
-    shape: tuple[int, int],
+    shape: Sequence[int],
     *,
+    axes: str = "H, W",
     owner: str = "photo",
     note: Note = warnings.warn,
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """Return probabilities (H, W, K) of the pixels of a picture as float32 or float64.
+    """Return probabilities (*shape, K), such as those of the pixels of a picture, as float32 or float64.
 
     Args:
         name: What they are called in messages.
         array: As it was read.
-        shape: (H, W) of what they belong to.
+        shape: Of what they belong to.
+        axes: The names of its axes, for messages.
         owner: What that is, for messages.
         note: Called with a sentence if they are converted.
 
@@ -72,12 +80,14 @@ def check_probabilities(
             f"{name} must hold floating-point numbers, got {array.dtype}; convert them, for "
             "example `p.astype('float32') / 255` for bytes, or use --annotation for labels"
         )
-    if array.ndim != 3 or array.shape[:2] != shape or array.shape[2] == 0:
+    count, given = len(shape), tuple(shape)
+    if array.ndim != count + 1 or array.shape[:count] != given or array.shape[count] == 0:
         advice = f"save them in the {owner}'s size"
-        if array.ndim == 3 and array.shape[1:] == shape:
-            advice = "the labels come first here: save p.transpose(1, 2, 0)"
+        if array.ndim == count + 1 and array.shape[1:] == given:
+            order = ", ".join(map(str, (*range(1, count + 1), 0)))
+            advice = f"the labels come first here: save p.transpose({order})"
         raise InputError(
-            f"{name} must have shape (H, W, K) = ({shape[0]}, {shape[1]}, K) to match the "
+            f"{name} must have shape ({axes}, K) = ({', '.join(map(str, given))}, K) to match the "
             f"{owner}, got {array.shape}; {advice}"
         )
     if not np.isfinite(array).all():

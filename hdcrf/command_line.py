@@ -15,6 +15,7 @@ import torch
 import hdcrf
 from hdcrf.command_failures import Commands
 from hdcrf.command_image import image
+from hdcrf.command_points import points
 from hdcrf.command_running import version_of
 from hdcrf.command_video import video
 from voxel.backend import why_not
@@ -32,6 +33,7 @@ def commands() -> None:
 
 commands.add_command(image)
 commands.add_command(video)
+commands.add_command(points)
 
 
 @commands.command()

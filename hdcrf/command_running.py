@@ -140,7 +140,7 @@ def check_memory(needed: int, what: str, device: torch.device, advice: str) -> N
 @contextmanager
 def progress_bar(
     length: int, label: str, quiet: bool, *, unit: str | None = None
-) -> Iterator[Callable[[int], object] | None]:
+) -> Iterator[Callable[..., object] | None]:
     """Show a bar on stderr where that is a terminal.
 
     Args:
@@ -150,7 +150,8 @@ def progress_bar(
         unit: What is counted, to show how many of them a second.
 
     Yields:
-        A function that takes how much is done; None where there is no bar.
+        A function that takes how much is done, and if it is another than at first, the length; None where
+        there is no bar.
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -164,7 +165,12 @@ def progress_bar(
     with click.progressbar(
         length=length, label=label, file=sys.stderr, show_pos=unit is not None, item_show_func=speed
     ) as bar:
-        yield lambda done: bar.update(done - bar.pos, done)
+
+        def update(done: int, length: int = length) -> None:
+            bar.length = length
+            bar.update(done - bar.pos, done)
+
+        yield update
 
 
 def write_all(

@@ -170,10 +170,10 @@ def video(
         "make --window smaller, or scale the video down",
     )
     given = read_video_probabilities(probabilities, source.shape, note=note)
-    if clip.is_dir() and source.count != given.count:  # what a file says of its length is not to be relied on
+    if clip.is_dir() and source.count != given.count:  # what a file says of its length is only a promise
         raise InputError(
-            f"video {clip} has {source.count} frames, but probabilities {probabilities} are for {given.count}; "
-            "give one for each frame"
+            f"video {clip} has {source.count} frames, but probabilities {probabilities} are for "
+            f"{given.count}; give one for each frame"
         )
     crf = build_layer(hdcrf.VideoCRF, given.labels, place, compatibility=compatibility, **model)
 

@@ -21,7 +21,7 @@ from hdcrf.array_files import read_arrays
 from hdcrf.files import InputError, Note, check_file, import_extra, reason
 from hdcrf.point_headers import check_las, check_pcd, check_ply
 
-__all__ = ["Attribute", "Cloud", "read_points", "write_points"]
+__all__ = ["SUFFIXES", "Attribute", "Cloud", "check_packages", "read_points", "write_points"]
 
 Attribute = Literal["colours", "normals", "intensities", "labels"]
 
@@ -153,6 +153,22 @@ def write_points(
         _write_by_open3d(file, cloud, labels, colours, suffix)
     else:
         raise ValueError(f"`suffix` must be one of {', '.join(SUFFIXES)}, got {suffix!r}")
+
+
+def check_packages(suffix: str, purpose: str) -> None:
+    """Check that the packages are installed that a kind of file needs.
+
+    Args:
+        suffix: As `read_points` and `write_points` take it.
+        purpose: "reading" or "writing", for the message.
+
+    Raises:
+        InputError: If one is not.
+    """
+    if suffix.lower() in (".las", ".laz"):
+        _laspy(suffix.lower(), purpose)
+    elif suffix.lower() in (".ply", ".pcd"):
+        _open3d(suffix.lower(), purpose)
 
 
 def _named_arrays(path: Path, note: Note) -> dict[str, NDArray[Any]]:
