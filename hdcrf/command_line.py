@@ -18,6 +18,7 @@ from hdcrf.command_image import image
 from hdcrf.command_points import points
 from hdcrf.command_running import version_of
 from hdcrf.command_video import video
+from hdcrf.command_volume import volume
 from voxel.backend import why_not
 
 __all__ = ["commands"]
@@ -34,6 +35,7 @@ def commands() -> None:
 commands.add_command(image)
 commands.add_command(video)
 commands.add_command(points)
+commands.add_command(volume)
 
 
 @commands.command()

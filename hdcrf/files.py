@@ -115,7 +115,7 @@ def check_outputs(
 
 def _check_suffix(name: str, path: Path, suffixes: Sequence[str]) -> None:
     suffix = path.suffix.lower()
-    if suffix in suffixes:
+    if any(path.name.lower().endswith(end) for end in suffixes) and suffix:
         return
     listed = " or ".join(suffixes)
     came = repr(suffix) if suffix else "no suffix"

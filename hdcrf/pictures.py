@@ -1,7 +1,8 @@
-"""Pictures of labels, of the energy and of point clouds, for people to look at."""
+"""Pictures of labels, of the energy, of volumes and of point clouds, for people to look at."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from hdcrf.point_pictures import render_points
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["energy_plot", "overlay", "palette", "render_points"]
+__all__ = ["energy_plot", "overlay", "palette", "render_points", "slices"]
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart too, most distant neighbours first.
 _FIRST = np.array(
@@ -31,6 +32,7 @@ _FIRST = np.array(
 _STEPS = 16
 _DARKEST = 0.3  # OKLab lightness: darker ones pass for black on a screen
 _MOST = 4096
+_MOST_STRETCHED = 10  # times: more is a mistake in the spacing, and would fill the memory
 
 
 def palette(num_labels: int) -> NDArray[np.uint8]:
@@ -130,6 +132,59 @@ def overlay(
     tinted = photo[known] * (1 - share) + colours[labels[known]] * share
     result[known] = np.rint(tinted).astype(np.uint8)
     return result
+
+
+def slices(
+    volume: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    colours: NDArray[np.uint8],
+    opacity: float = 0.5,
+    *,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    most: int = 12,
+) -> NDArray[np.uint8]:
+    """Lay the labels' colours over slices of a volume, and these side by side.
+
+    They are even steps along D apart, from the first at the upper left. H runs upwards, as the y axis of a
+    scan does, and voxels are as much wider than
+    high as they are there.
+
+    Args:
+        volume: (D, H, W) uint8, grey.
+        labels: (D, H, W) integers, 0 … K-1; -1 is unknown, and stays grey.
+        colours: (K, 3) uint8.
+        opacity: Of the colours, 0 to 1.
+        spacing: Distance of neighbouring voxels along D, H and W.
+        most: How many slices there are, at most.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: If the shapes do not match, and as `overlay`.
+    """
+    if volume.ndim != 3 or labels.shape != volume.shape or 0 in volume.shape:
+        raise ValueError(
+            f"`volume` and `labels` must have one shape (D, H, W), not empty, got {volume.shape} and "
+            f"{labels.shape}"
+        )
+    count = min(most, len(volume))
+    chosen = ((np.arange(count) + 0.5) * len(volume) / count).astype(int)
+    _, height, width = volume.shape
+    # Which voxel each pixel shows: the rows from the last on.
+    finest = min(spacing[1:])
+    down, right = (min(step / finest, _MOST_STRETCHED) for step in spacing[1:])
+    rows = height - 1 - (np.arange(round(height * down)) / down).astype(int)
+    columns = (np.arange(round(width * right)) / right).astype(int)
+    shown = np.ix_(rows, columns)
+    across = math.ceil(math.sqrt(count))
+    picture = np.zeros((-(-count // across) * len(rows), across * len(columns), 3), np.uint8)
+    for index, depth in enumerate(chosen):
+        grey = np.repeat(volume[depth][shown][..., None], 3, axis=2)
+        top, left = index // across * len(rows), index % across * len(columns)
+        place = picture[top : top + len(rows), left : left + len(columns)]
+        place[:] = overlay(grey, labels[depth][shown], colours, opacity)
+    return picture
 
 
 def energy_plot(energy: Sequence[float] | NDArray[Any], kl: Sequence[float] | NDArray[Any]) -> Figure:
