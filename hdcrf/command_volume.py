@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -206,13 +207,11 @@ def volume(
     start = _start(source, annotation, unknown or (-1,), probabilities, gt_prob, note)
     guide = source.intensities if raw_intensities else _scaled(f"volume {scan}", source.intensities, note)
     largest = [min(length, most) for length, most in zip(source.shape, block, strict=True)]
-    check_memory(
-        # Logits and marginals in float32, and those of a block beside them.
-        8 * start.logits.numel() + int(np.prod(largest)) * _BYTES_A_VOXEL,
-        f"volume {scan}: {len(start.values)} labels at {' x '.join(map(str, source.shape))} voxels",
-        place,
-        "make --block smaller, crop the volume, or merge labels",
-    )
+    what = f"volume {scan}: {len(start.values)} labels at {_sizes(source.shape)} voxels"
+    # Logits and marginals, in float32.
+    check_memory(8 * start.logits.numel(), what, torch.device("cpu"), "crop the volume, or merge labels")
+    needed = math.prod(largest) * _BYTES_A_VOXEL
+    check_memory(needed, f"{what}, in blocks of {_sizes(largest)}", place, "make --block smaller")
     began = time.perf_counter()
     crf = build_layer(
         hdcrf.VolumeCRF,
@@ -309,25 +308,28 @@ def _warnings_printed() -> Iterator[None]:
         click.echo(f"Warning: {warning.message}", err=True)
 
 
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
 def _suffix(path: Path) -> Suffix:
     return ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"
 
 
 def _write_labels(file: BinaryIO, path: Path, labels: NDArray[np.int64], source: Volume) -> str:
     write_volume_labels(file, labels, source, _suffix(path))
-    return f"{' x '.join(map(str, labels.shape))} voxels"
+    return f"{_sizes(labels.shape)} voxels"
 
 
 def _write_marginals(
     file: BinaryIO, path: Path, marginals: NDArray[np.float32], start: Start, source: Volume
 ) -> str:
-    sizes = " x ".join(map(str, (*source.shape, len(marginals))))
     if path.suffix.lower() in (".npy", ".npz"):
         last = np.ascontiguousarray(np.moveaxis(marginals, 0, -1))
         write_array(file, last, "marginals", path.suffix)
     else:
         write_volume_marginals(file, marginals, source, _suffix(path))
-    return f"{sizes} float32, {start.listed}"
+    return f"{_sizes((*source.shape, len(marginals)))} float32, {start.listed}"
 
 
 def _write_slices(

@@ -68,6 +68,11 @@ def unchanged(folder):
     assert contents() == before
 
 
+def member(name, array):
+    with np.load(name) as archive:
+        return archive[array]
+
+
 def invoke(*arguments):
     return CliRunner().invoke(commands, ["video", *map(str, arguments)])
 
@@ -99,7 +104,7 @@ EVERY = ("--labels", "labels.npz", "--save-marginals", "marginals.npy")
 class TestResult:
     def test_labels_follow_edges(self, folder, truth, values):
         result = succeed(*START, *FAST, *EVERY)
-        labels = np.load("labels.npz")["labels"]
+        labels = member("labels.npz", "labels")
         assert labels.dtype == np.uint8
         wrong = (values.argmax(3) != truth).mean()
         assert wrong > 0.15
@@ -127,14 +132,14 @@ class TestResult:
         marginals = np.load("marginals.npy")
         np.testing.assert_array_equal(marginals, torch.stack(list(expected)).permute(0, 2, 3, 1))
         np.testing.assert_allclose(marginals.sum(3), 1, atol=1e-6)
-        np.testing.assert_array_equal(np.load("labels.npz")["labels"], marginals.argmax(3))
+        np.testing.assert_array_equal(member("labels.npz", "labels"), marginals.argmax(3))
 
     def test_the_video_is_the_overlay(self, folder, clip):
         succeed(*START, *FAST, *EVERY, "--opacity", 1, "--rate", 12.5)
         film = read_video(folder / "out.mp4")
         assert (film.shape, film.rate, film.count) == ((HEIGHT, WIDTH), 12.5, FRAMES)
         colours = hdcrf.pictures.palette(2).astype(int)
-        labels = np.load("labels.npz")["labels"]
+        labels = member("labels.npz", "labels")
         for frame, each in zip(film, labels, strict=True):
             # Chroma is halved in H.264, so a pixel beside a border is a blend of both colours.
             nearest = np.abs(frame[:, :, None].astype(int) - colours).sum(3).argmin(2)
@@ -147,7 +152,7 @@ class TestResult:
             np.save(folder / "p" / f"{index}.npy", frame)
         succeed("clip.mp4", "--probabilities", "p", "-o", "out.mp4", *FAST, "--save-marginals", "a.npz")
         succeed("clip.mp4", *START[1:], *FAST, "--save-marginals", "b.npy")
-        np.testing.assert_array_equal(np.load("a.npz")["marginals"], np.load("b.npy"))
+        np.testing.assert_array_equal(member("a.npz", "marginals"), np.load("b.npy"))
 
     def test_no_more_than_a_window_is_held(self, folder, monkeypatch):
         held = []

@@ -83,6 +83,11 @@ def unchanged(folder):
     assert contents() == before
 
 
+def member(name, array):
+    with np.load(name) as archive:
+        return archive[array]
+
+
 def invoke(*arguments):
     return CliRunner().invoke(commands, ["volume", *map(str, arguments)])
 
@@ -149,7 +154,7 @@ class TestResult:
         for probabilities, marginals in (("p.npy", "a.npz"), ("p.nii.gz", "b.npz")):
             options = ("--probabilities", probabilities, "-o", "out.nii", "--save-marginals", marginals)
             succeed("scan.nii.gz", *options, *FAST)
-        first, second = np.load("a.npz")["marginals"], np.load("b.npz")["marginals"]
+        first, second = member("a.npz", "marginals"), member("b.npz", "marginals")
         np.testing.assert_array_equal(first, second)
         np.testing.assert_array_equal(load("out.nii"), second.argmax(3))
 
@@ -306,10 +311,16 @@ class TestRefusals:
         (folder / "bad.nii.gz").write_bytes((folder / "scan.nii.gz").read_bytes()[:2000])
         assert "volume bad.nii.gz cannot be read" in refuse("bad.nii.gz", *PROBABILITIES[1:])
 
-    def test_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_running, "memory_of", lambda device: 100_000)
-        message = refuse(*PROBABILITIES, "--quiet")
-        assert "2 labels at 8 x 20 x 24 voxels: that takes at least" in message
+    @pytest.mark.parametrize(
+        ("memory", "message"),
+        [
+            (20_000, "2 labels at 8 x 20 x 24 voxels: that takes at least 6.14e-05 GB"),
+            (100_000, "in blocks of 8 x 20 x 24: that takes at least 0.000883 GB"),
+        ],
+    )
+    def test_beyond_the_memory(self, memory, message, monkeypatch):
+        monkeypatch.setattr(command_running, "memory_of", lambda device: memory)
+        assert message in refuse(*PROBABILITIES, "--quiet")
 
     def test_without_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "nibabel", None)
