@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import CRFLayer
-from hdcrf.point_crf import PointCRF
+from hdcrf.crf_layer import CRFLayer, working_precision
+from hdcrf.point_crf import PointCRF, lowest_corners
 from hdcrf.video_crf import VideoCRF
 from hdcrf.volume_crf import VolumeCRF
 from voxel.checks import (
@@ -24,6 +24,7 @@ from voxel.checks import (
     check_count,
     check_finite,
     check_matrix,
+    check_number,
     check_positive,
     check_tensor,
 )
@@ -42,7 +43,7 @@ def video_in_windows(
     """Refine a video of any length, frame after frame, holding at most a window of it in memory.
 
     Args:
-        crf: The layer.
+        crf: The layer. Windows are moved to its device, and the result comes back to that of the frame.
         frames: For each frame its logits (K, H, W) and guide (c, H, W); read as they are needed.
         window: Frames that are refined together.
         overlap: Frames that a window shares with the next, 0 to half of the window. About 2.5 σ_t leaves
@@ -59,6 +60,8 @@ def video_in_windows(
     _check_layer(crf, VideoCRF)
     check_count("window", window, 1)
     check_count("overlap", overlap, 0, window // 2)
+    if not isinstance(frames, Iterable):
+        raise TypeError(f"`frames` must be iterable, got {type(frames).__name__}")
     return _video_in_windows(crf, frames, window, overlap)
 
 
@@ -69,6 +72,7 @@ def _video_in_windows(
     held: list[tuple[Tensor, Tensor]] = []
     blended: list[Tensor] = []  # of the frames that the last window shares with the next, its own marginals
     first: tuple[Tensor, Tensor] | None = None
+    device = next(crf.parameters()).device
     while True:
         fresh = []
         for number, frame in itertools.islice(source, window - len(held)):
@@ -85,9 +89,11 @@ def _video_in_windows(
             yield from blended
             return
         held += fresh
-        logits, guide = (torch.stack(parts, 1)[None] for parts in zip(*held, strict=True))
+        origin = held[0][0].device
+        logits, guide = (torch.stack(parts, 1)[None].to(device) for parts in zip(*held, strict=True))
         with torch.no_grad():
-            marginals = list(crf.infer(logits, guide, return_logits=False).marginals[0].unbind(1))
+            result = crf.infer(logits, guide, return_logits=False).marginals
+        marginals = list(result[0].to(origin).unbind(1))
         for place, earlier in enumerate(blended):
             marginals[place] = torch.lerp(earlier, marginals[place], (place + 1) / (overlap + 1))
         kept = overlap if len(held) == window else 0
@@ -157,32 +163,33 @@ def volume_in_blocks(
     parts = [
         _windows(length, *sizes) for length, *sizes in zip(logits.shape[1:], block, overlap, strict=True)
     ]
-    place = next(crf.parameters()).device
-    marginals = torch.zeros_like(logits)
+    _check_progress(progress)
+    device = next(crf.parameters()).device
+    marginals = torch.zeros_like(working_precision(logits))
     total = math.prod(map(len, parts))
     for done, windows in enumerate(itertools.product(*parts), 1):
         inside = (slice(None), *(part for part, _ in windows))
         with torch.no_grad():
             result = crf.infer(
-                logits[inside][None].to(place), guide[inside][None].to(place), return_logits=False
+                logits[inside][None].to(device), guide[inside][None].to(device), return_logits=False
             )
-        share = result.marginals[0].to(logits.device)
+        share = result.marginals[0].to(marginals)
         for axis, (_, weights) in enumerate(windows):
             share = share * weights.to(share).view(-1, *[1] * (2 - axis))
         marginals[inside] += share
         if progress is not None:
             progress(done, total)
-    return marginals
+    return marginals.to(logits.dtype)
 
 
 def _windows(length: int, size: int, overlap: int) -> list[tuple[slice, Tensor]]:
     """Cover an axis with windows that overlap; return each with its share at each of its places."""
     starts = list(range(0, max(1, length - overlap), size - overlap))
-    ramp = torch.arange(1, overlap + 1) / (overlap + 1)
+    ramp = torch.arange(1, overlap + 1, dtype=torch.float64) / (overlap + 1)
     windows = []
     for start in starts:
         stop = min(start + size, length)
-        share = torch.ones(stop - start)
+        share = torch.ones(stop - start, dtype=torch.float64)
         if start > 0:
             share[:overlap] *= ramp
         if start != starts[-1]:
@@ -231,7 +238,7 @@ def points_in_blocks(
         raise ValueError(f"`positions` must have shape (N, 3), got {tuple(positions.shape)}")
     check_finite("positions", positions)
     check_positive("block", block)
-    if not 0 <= overlap <= block / 2:
+    if not 0 <= check_number("overlap", overlap) <= block / 2:
         raise ValueError(f"`overlap` must lie between 0 and half of the block, {block / 2}, got {overlap}")
     given = {"logits": logits, "colours": colours, "normals": normals, "intensities": intensities}
     attributes: dict[str, Any] = {"positions": positions}
@@ -245,18 +252,19 @@ def points_in_blocks(
         attributes[name] = value
     if batch is not None:
         check_batch_index("batch", batch, len(positions), positions)
+    _check_progress(progress)
     points, shares, sizes = _cubes(positions.detach(), block, overlap, batch)
-    place = next(crf.parameters()).device
-    marginals = torch.zeros_like(logits)
-    parts = zip(torch.split(points, sizes), torch.split(shares.to(logits.dtype), sizes), strict=True)
+    device = next(crf.parameters()).device
+    marginals = torch.zeros_like(working_precision(logits))
+    parts = zip(torch.split(points, sizes), torch.split(shares.to(marginals), sizes), strict=True)
     for done, (inside, share) in enumerate(parts, 1):
         with torch.no_grad():
-            part = {name: value[inside].to(place) for name, value in attributes.items()}
-            result = crf.infer(**part, return_logits=False).marginals.to(logits.device)
+            part = {name: value[inside].to(device) for name, value in attributes.items()}
+            result = crf.infer(**part, return_logits=False).marginals.to(marginals)
         marginals.index_add_(0, inside, result * share[:, None])
         if progress is not None:
             progress(done, len(sizes))
-    return marginals
+    return marginals.to(logits.dtype)
 
 
 def _cubes(
@@ -265,8 +273,15 @@ def _cubes(
     """Return the points of each cube, cube after cube, their shares, and how many there are in each."""
     step = block - overlap
     # In double precision, so that a point far from the origin falls on the right side of a border.
-    offset = positions.double() - positions.amin(0).double() if len(positions) else positions.double()
+    positions = positions.double()
+    # Each cloud of a batch begins with a cube of its own.
+    item, lowest = lowest_corners(positions, batch)
+    offset = positions - lowest[item]
     cube = torch.floor(offset / step)
+    if len(cube) and float(cube.max()) >= 2**31:
+        raise ValueError(
+            f"`block` must be larger: the cloud is {float(cube.max()):.3g} blocks of {block} wide"
+        )
     into = offset - cube * step
     # Within the overlap with the cube before, which there is none before the first.
     share = torch.where(cube > 0, into / overlap if overlap else 1.0, 1.0).clamp_(max=1)
@@ -276,13 +291,20 @@ def _cubes(
         weight = torch.where(back, 1 - share, share).prod(1)
         some = torch.nonzero(weight > 0)[:, 0]
         key = (cube - back.to(cube)).to(torch.int64)[some]
-        first = key.new_zeros(len(some)) if batch is None else batch[some].to(torch.int64)
         chosen.append(some)
-        keys.append(torch.cat([first[:, None], key], 1))
+        keys.append(torch.cat([item[some, None], key], 1))
         weights.append(weight[some])
     _, number = unique_rows(torch.cat(keys))
     order = torch.argsort(number, stable=True)
     return torch.cat(chosen)[order], torch.cat(weights)[order], torch.bincount(number).tolist()
+
+
+def _check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            "`progress` must be a function of the blocks done and their number, or None, "
+            f"got {type(progress).__name__}"
+        )
 
 
 def _check_layer(crf: object, kind: type[CRFLayer]) -> None:

@@ -15,17 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hdcrf.crf_layer import CRFLayer
-from hdcrf.dense_crf import DenseCRF
-from hdcrf.point_crf import PointCRF
-from hdcrf.trilateral_crf import TrilateralCRF
-from hdcrf.video_crf import VideoCRF
-from hdcrf.volume_crf import VolumeCRF
 
 __all__ = ["crf", "crf_backward"]
-
-_LAYERS: dict[str, type[CRFLayer]] = {
-    layer.__name__: layer for layer in (DenseCRF, PointCRF, TrilateralCRF, VideoCRF, VolumeCRF)
-}
 
 
 class _OnTensors(nn.Module):
@@ -52,7 +43,7 @@ def crf(
 
 def _forward(logits: Tensor, guides: list[Tensor], parameters: list[Tensor], settings: str) -> Tensor:
     arguments: dict[str, Any] = ast.literal_eval(settings)
-    kind, names = _LAYERS[arguments.pop("layer")], arguments.pop("guides")
+    kind, names = CRFLayer.registered[arguments.pop("layer")], arguments.pop("guides")
     layer = kind(**arguments, learn=())
     if len(parameters) > len(list(layer.parameters())):  # the compatibility's values come last
         layer = kind(**arguments, learn=(), compatibility=parameters[-1].detach())

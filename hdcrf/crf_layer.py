@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hdcrf.compatibility import Compatibility
 from hdcrf.gaussian_filter import METHODS, build_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, pairwise_kernel
-from voxel import CoordinateRangeError
+from voxel import CoordinateRangeError, VoxelGrid
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import (
@@ -69,6 +69,13 @@ class Bandwidth:
         logarithm = getattr(layer, self._parameter)
         return None if logarithm is None else logarithm.exp()
 
+    def __set__(self, layer: Any, value: object) -> None:
+        """Refuse: it follows from the parameter."""
+        name = self._parameter.removeprefix("log_")
+        raise AttributeError(
+            f"`{name}` is the exponential of the parameter `{self._parameter}`; set that, or make a new layer"
+        )
+
 
 class CRFLayer(nn.Module, ABC):
     """A layer that runs mean field; its subclasses say over which kernels.
@@ -76,15 +83,25 @@ class CRFLayer(nn.Module, ABC):
     Args:
         num_labels: K.
         weights: The kernels' weights, by name.
-        bandwidths: The kernels' standard deviations, by name; None where one is not used.
+        bandwidths: The kernels' standard deviations, by name.
+        optional: The bandwidths that may be None, where what they belong to is not used.
         **options: See `DenseCRF`.
     """
+
+    registered: ClassVar[dict[str, type[CRFLayer]]] = {}
+    _name: ClassVar[str]  # in that dict, for the operation in hdcrf.compiled
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._name = f"{cls.__module__}.{cls.__qualname__}"
+        cls.registered[cls._name] = cls
 
     def __init__(
         self,
         num_labels: int,
         weights: Mapping[str, float],
         bandwidths: Mapping[str, float | None],
+        optional: Collection[str] = (),
         *,
         iterations: int = 5,
         compatibility: str | Tensor = "potts",
@@ -108,7 +125,8 @@ class CRFLayer(nn.Module, ABC):
         self.output = check_choice("output", output, ("marginals", "logits"))
         self.backend = check_choice("backend", backend, BACKENDS)
         self.exclude_self = check_flag("exclude_self", exclude_self)
-        self.tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+        # In a tuple: a compiler takes a plain number, once it has seen two, for one that it does not know.
+        self._tolerance = (None if tolerance is None else check_positive("tolerance", tolerance),)
         if not isinstance(learn, Iterable):
             raise TypeError(
                 f"`learn` must be names among {', '.join(_LEARNABLE)}, got {type(learn).__name__}"
@@ -122,13 +140,27 @@ class CRFLayer(nn.Module, ABC):
         for name, weight in weights.items():
             self.register_parameter(name, _parameter(name, weight, "weights" in learned))
         for name, value in bandwidths.items():
-            logarithm = None if value is None else _log_parameter(name, value, "bandwidths" in learned)
+            absent = value is None and name in optional
+            logarithm = None if absent else _log_parameter(name, value, "bandwidths" in learned)
             self.register_parameter(f"log_{name}", logarithm)
         self.compatibility = Compatibility(num_labels, compatibility, learn="compatibility" in learned)
 
+    @property
+    def tolerance(self) -> float | None:
+        """Mean field stops when no marginal changed by more than this."""
+        return self._tolerance[0]
+
     @abstractmethod
+    def infer(self, logits: Any, *guides: Any, **options: Any) -> MeanFieldResult:
+        """Refine as `forward` does, and return all that mean field knows."""
+
     def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
-        """Return what the layer returns, as tensors."""
+        """Return what the layer returns."""
+        return self._wanted(self.infer(logits, **guides, return_logits=self.output == "logits"))
+
+    def _wanted(self, result: MeanFieldResult) -> Tensor:
+        """Return the logits or the marginals, as `output` says."""
+        return result.logits if self.output == "logits" and result.logits is not None else result.marginals
 
     def _run(self, logits: Tensor, **guides: Tensor) -> Tensor:
         """Refine; in a compiled model, as an operation that is not looked into."""
@@ -141,7 +173,7 @@ class CRFLayer(nn.Module, ABC):
 
     def _description(self, guides: Sequence[str]) -> str:
         """Return the layer's name, the guides' names and the settings, written as a dict."""
-        return str({"layer": type(self).__name__, "guides": list(guides), **self._settings()})
+        return str({"layer": self._name, "guides": list(guides), **self._settings()})
 
     def _settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, with numbers in place of what `parameters` hold."""
@@ -159,6 +191,16 @@ class CRFLayer(nn.Module, ABC):
             "output": self.output,
             "backend": self.backend,
         }
+
+    def _sigma(self, name: str, like: Tensor) -> Tensor:
+        """Return a bandwidth in the dtype of `like`, if it can be computed with."""
+        sigma: Tensor = getattr(self, name)
+        if not _FLOAT32.tiny < float(sigma.detach()) < _FLOAT32.max:
+            raise ValueError(
+                f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, but "
+                f"training has brought it to {float(sigma.detach())}; lower the learning rate of bandwidths"
+            )
+        return sigma.to(like)
 
     def _mean_field(
         self,
@@ -222,13 +264,22 @@ class CRFLayer(nn.Module, ABC):
                 raise
         except CoordinateRangeError as error:
             name = axes[error.axis]
+            advice = ", or float64 logits" if features.dtype == torch.float32 else ""
             raise CoordinateRangeError(
                 f"`{name}`={float(getattr(self, name).detach()):.4g} is too small: {point} {error.point} "
                 f"would lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
-                f"origin, more than the lattice's coordinates can hold; use a larger sigma",
+                f"origin, more than the lattice's coordinates can hold; use a larger sigma{advice}",
                 error.point,
                 error.axis,
             ) from error
+        if isinstance(operator, VoxelGrid) and not operator.linear:
+            learned = [name for name in dict.fromkeys(axes) if getattr(self, f"log_{name}").requires_grad]
+            if learned and torch.is_grad_enabled():
+                raise ValueError(
+                    f"`{learned[0]}` cannot be learned with method='voxel' in {operator.dimension} "
+                    "dimensions: beyond 6, the cubes are nearest ones, which do not change with it; use "
+                    "method='permutohedral', or leave bandwidths out of `learn`"
+                )
         return pairwise_kernel(operator, getattr(self, weight).to(features), self.normalization)
 
     def extra_repr(self) -> str:
@@ -273,7 +324,7 @@ def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
     return nn.Parameter(start, requires_grad=learn)
 
 
-def _log_parameter(name: str, value: float, learn: bool) -> nn.Parameter:
+def _log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
     start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
     if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
         raise ValueError(

@@ -32,13 +32,13 @@ class DenseCRF(GridCRF):
         compatibility: "potts", "diagonal", "full", or a tensor (K,) or (K, K): see `Compatibility`.
         normalization: Of each kernel: "symmetric", "before", "after" or "none".
         exclude_self: Whether a pixel's message leaves out its own part. The reference code leaves it in.
-        method: How the appearance kernel is computed: "permutohedral", "voxel", or "exact" (O(N²)).
+        method: How the kernel over features is computed: "permutohedral", "voxel", or "exact" (O(N²)).
         order: Accuracy of the fast methods, 1 to 16: rounds of blur.
-        halo: Accuracy, 0 to 8: rings of vertices stored around the occupied ones; 0 for "voxel" with more
-            than 4 channels, which crosses gaps by itself.
+        halo: Accuracy, 0 to 8: rings of vertices stored around the occupied ones; 0 for "voxel" in more than
+            6 dimensions, position included, which crosses gaps by itself.
         learn: Which parameters are trained: any of "weights", "bandwidths" and "compatibility". Bandwidths
             are kept positive; learning them (or a guide that requires gradients) costs an inner product
-            for every interpolation weight in each iteration.
+            for every interpolation weight in each iteration. Not with "voxel" in more than 6 dimensions.
         tolerance: Stop when no marginal of the batch changed by more than this in an iteration.
         output: What `forward` returns: "marginals" or "logits" (for a loss that applies softmax itself).
         backend: "auto", compiled kernels where they can run; "reference", PyTorch, which second derivatives
@@ -108,9 +108,9 @@ class DenseCRF(GridCRF):
 
     def _features(self, guide: Tensor) -> Tensor:
         return bilateral_features(
-            guide, self.appearance_sigma_xy.to(guide), self.appearance_sigma_rgb.to(guide)
+            guide, self._sigma("appearance_sigma_xy", guide), self._sigma("appearance_sigma_rgb", guide)
         )
 
     def _smoothness(self, guide: Tensor) -> tuple[tuple[int, ...], Tensor | Sequence[Tensor]]:
         batch, _, *sizes = guide.shape
-        return (batch, *sizes), self.smoothness_sigma.to(guide)
+        return (batch, *sizes), self._sigma("smoothness_sigma", guide)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class GridCRF(CRFLayer):
         """Return the shape and the standard deviations of the smoothness kernel."""
 
     def forward(self, logits: Tensor, guide: Tensor) -> Tensor:
-        """Refine unary logits, guided by images.
+        """Refine unary logits, guided by values on the same grid.
 
         Args:
             logits: (B, K, *S) float32 or float64: log-probabilities up to a constant for each point. Half
@@ -59,10 +60,6 @@ class GridCRF(CRFLayer):
                 that the lattice's coordinates overflow.
         """
         return self._run(logits, guide=guide)
-
-    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
-        result = self.infer(logits, **guides, return_logits=self.output == "logits")
-        return result.marginals if result.logits is None else result.logits
 
     @full_precision
     def infer(
@@ -127,7 +124,7 @@ class GridCRF(CRFLayer):
         return checked
 
     def _warn_of_range(self, guide: Tensor) -> None:
-        sigma = float(getattr(self, self._guide_bandwidth).detach())
+        sigma = float(self._sigma(self._guide_bandwidth, guide).detach())
         if not self._used["appearance_weight"] or sigma < 2:
             return
         low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
@@ -137,7 +134,7 @@ class GridCRF(CRFLayer):
                 f"`guide` lies between {low:.3g} and {high:.3g}, but {name}={sigma:.3g} is in "
                 f"the guide's units, so its values hardly matter; scale the guide to 0..255, or use "
                 f"{name}={sigma / 255:.3g}",
-                stacklevel=5,
+                stacklevel=_levels_to_user(),
             )
 
     def _kernels(self, guide: Tensor) -> list[PairwiseKernel]:
@@ -153,3 +150,15 @@ class GridCRF(CRFLayer):
             shape, sigma = self._smoothness(guide)
             kernels.append(SmoothnessKernel(shape, sigma, weight, self.normalization, backend=self.backend))
         return kernels
+
+
+def _levels_to_user() -> int:
+    """Return how many calls up, from who calls this, the first function is that is no library's."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in (
+        "hdcrf",
+        "voxel",
+        "torch",
+    ):
+        frame, level = frame.f_back, level + 1
+    return level

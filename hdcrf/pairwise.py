@@ -9,6 +9,7 @@ It is applied in two steps, what all points together contribute (`gather`) and w
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch.nn import functional
 from hdcrf.smoothing import smooth
 from voxel import FilterOperator, SparseMatrix, SplatBlurSlice
 from voxel.backend import uses_native
-from voxel.checks import check_choice, check_matrix, check_same_kind
+from voxel.checks import check_choice, check_matrix, check_positive, check_same_kind
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = ["FilterKernel", "LatticeKernel", "PairwiseKernel", "SmoothnessKernel", "pairwise_kernel"]
@@ -262,9 +263,19 @@ class SmoothnessKernel(PairwiseKernel):
         backend: str = "auto",
     ) -> None:
         self.shape = tuple(shape)
+        if len(self.shape) < 2:
+            raise ValueError(f"`shape` must be (B, *S) with an axis at least, got {self.shape}")
+        check_choice("normalization", normalization, NORMALIZATIONS)
         self.weight = weight
         sizes = self.shape[1:]
         sigmas = [sigma] * len(sizes) if isinstance(sigma, Tensor) else list(sigma)
+        if len(sigmas) != len(sizes) or any(part.numel() != 1 for part in sigmas):
+            raise ValueError(
+                f"`sigma` must be one number, or {len(sizes)} for the axes {sizes}, got "
+                f"{[tuple(part.shape) for part in sigmas]}"
+            )
+        for part in sigmas:
+            check_positive("sigma", float(part.detach()))
         self.native = uses_native(backend, sigmas[0])
         self.taps = [_taps(*pair, truncate) for pair in zip(sigmas, sizes, strict=True)]
         if self.dimension == 2:
@@ -343,11 +354,9 @@ class SmoothnessKernel(PairwiseKernel):
     def _smoothed(self, values: Tensor) -> Tensor:
         """Return L G R v axis by axis."""
         result = values if self._right is None else values * self._right[:, None]
-        for axis, (taps, size) in enumerate(zip(self.taps, self.shape[1:], strict=True)):
+        for taps, size, axis in zip(self.taps, self.shape[1:], range(self.dimension), strict=True):
             after = math.prod(self.shape[axis + 2 :]) * values.shape[1]
-            lines = result.reshape(-1, 1, size, after)
-            lines = functional.conv2d(lines, taps.view(1, 1, -1, 1), padding=(len(taps) // 2, 0))
-            result = lines
+            result = _along(result.reshape(-1, size, after), taps)
         result = result.reshape(values.shape)
         return result if self._left is None else result * self._left[:, None]
 
@@ -417,6 +426,15 @@ def _taps(sigma: Tensor, length: int, truncate: float) -> Tensor:
 
 def _reach(taps: Tensor, length: int) -> Tensor:
     """Return the (length,) sums of the taps that fall inside, at each place of an axis."""
-    ones = taps.new_ones((1, 1, length))
-    sums: Tensor = functional.conv1d(ones, taps.view(1, 1, -1), padding=len(taps) // 2)
-    return sums[0, 0]
+    return _along(taps.new_ones((1, length, 1)), taps)[0, :, 0]
+
+
+def _along(values: Tensor, taps: Tensor) -> Tensor:
+    """Convolve (…, length, …) values along their middle axis, zero outside.
+
+    A sum of shifted copies: convolutions on a GPU may round to ten bits on the way.
+    """
+    radius, length = len(taps) // 2, values.shape[1]
+    padded = functional.pad(values, (0, 0, radius, radius))
+    shifted = (tap * padded.narrow(1, start, length) for start, tap in enumerate(taps.unbind()))
+    return functools.reduce(torch.add, shifted)

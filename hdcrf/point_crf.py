@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from voxel.precision import full_precision
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["PointCRF"]
+__all__ = ["PointCRF", "lowest_corners"]
 
 _ATTRIBUTES = {
     "colours": "appearance_sigma_rgb",
     "normals": "appearance_sigma_normal",
     "intensities": "appearance_sigma_intensity",
 }
+_ORIGIN_STEP = 1024.0
 
 
 class PointCRF(CRFLayer):
@@ -87,6 +88,7 @@ class PointCRF(CRFLayer):
                 "appearance_sigma_intensity": appearance_sigma_intensity,
                 "smoothness_sigma": smoothness_sigma,
             },
+            optional=_ATTRIBUTES.values(),
             **options,
         )
 
@@ -122,10 +124,6 @@ class PointCRF(CRFLayer):
         given = {"colours": colours, "normals": normals, "intensities": intensities, "batch": batch}
         present = {name: value for name, value in given.items() if value is not None}
         return self._run(logits, positions=positions, **present)
-
-    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
-        result = self.infer(logits, **guides, return_logits=self.output == "logits")
-        return result.marginals if result.logits is None else result.logits
 
     @full_precision
     def infer(
@@ -169,31 +167,16 @@ class PointCRF(CRFLayer):
         if len(logits) == 0:
             raise ValueError("`logits` must have a point at least, got none")
         check_finite("logits", logits)
-        positions = self._as_logits("positions", positions, logits)
+        _check_rows("positions", positions, logits, 3)
+        if batch is not None:
+            check_batch_index("batch", batch, len(logits), logits)
+        positions = _near_origin(positions, batch).to(logits.dtype)
         attributes = self._attributes(
             logits, {"colours": colours, "normals": normals, "intensities": intensities}
         )
-        if batch is not None:
-            check_batch_index("batch", batch, len(logits), logits)
         kernels = self._kernels(positions, attributes, batch)
         result = self._mean_field(logits, kernels, track, return_logits, progress)
         return reshaped(result, dtype or logits.dtype, lambda rows: rows)
-
-    @staticmethod
-    def _as_logits(name: str, value: Tensor, logits: Tensor) -> Tensor:
-        """Return a tensor with a row for each of the logits, and in their dtype."""
-        check_tensor(name, value)
-        if value.dtype.is_complex or value.dtype == torch.bool:
-            raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
-        if value.dim() == 0 or len(value) != len(logits):
-            raise ValueError(
-                f"`{name}` must have {len(logits)} rows to match `logits`, got shape {tuple(value.shape)}"
-            )
-        if value.device != logits.device:
-            raise ValueError(
-                f"`{name}` must be on the device of `logits`, {logits.device}, got {value.device}"
-            )
-        return value.to(logits.dtype)
 
     def _attributes(self, logits: Tensor, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
         """Return the attributes that have a sigma, checking that just these are given."""
@@ -212,7 +195,8 @@ class PointCRF(CRFLayer):
                     f"`{name}` are needed, as the layer has an {sigma}; give them, or make the layer with "
                     f"{sigma}=None"
                 )
-            used[name] = self._as_logits(name, value, logits)
+            _check_rows(name, value, logits, 3 if name == "normals" else None)
+            used[name] = value.to(logits.dtype)
         return used
 
     def _kernels(
@@ -220,7 +204,7 @@ class PointCRF(CRFLayer):
     ) -> list[PairwiseKernel]:
         kernels = []
         if self._used["appearance_weight"]:
-            sigma_xyz = self.appearance_sigma_xyz.to(positions)
+            sigma_xyz = self._sigma("appearance_sigma_xyz", positions)
             axes = ["appearance_sigma_xyz"] * 3
             options: dict[str, Tensor] = {}
             for name, value in attributes.items():
@@ -228,12 +212,51 @@ class PointCRF(CRFLayer):
                 axes += [sigma] * (value.shape[1] if value.dim() > 1 else 1)
                 options |= {
                     name: value,
-                    sigma.removeprefix("appearance_"): getattr(self, sigma).to(positions),
+                    sigma.removeprefix("appearance_"): self._sigma(sigma, positions),
                 }
             features = point_features(positions, sigma_xyz, **options)
             kernels.append(self._lattice_kernel(features, "appearance_weight", batch, axes, "point"))
         if self._used["smoothness_weight"]:
-            features = point_features(positions, self.smoothness_sigma.to(positions))
+            features = point_features(positions, self._sigma("smoothness_sigma", positions))
             axes = ["smoothness_sigma"] * 3
             kernels.append(self._lattice_kernel(features, "smoothness_weight", batch, axes, "point"))
         return kernels
+
+
+def _near_origin(positions: Tensor, batch: Tensor | None) -> Tensor:
+    """Move each cloud towards the origin by multiples of 1,024, which its kernels do not see.
+
+    Map coordinates in double precision then keep their metres' fractions in single precision.
+    """
+    if not positions.dtype.is_floating_point:
+        positions = positions.double()
+    item, lowest = lowest_corners(positions, batch)
+    return positions - (torch.trunc(lowest / _ORIGIN_STEP) * _ORIGIN_STEP)[item]
+
+
+def lowest_corners(positions: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the number (N,) of each point's cloud, and the lowest coordinates (B, 3) of each cloud."""
+    item = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
+    if batch is not None:
+        item = torch.unique(batch, return_inverse=True)[1]
+    lowest = positions.new_full((int(item.max()) + 1 if len(item) else 0, 3), torch.inf)
+    return item, lowest.scatter_reduce(0, item[:, None].expand(-1, 3), positions.detach(), "amin")
+
+
+def _check_rows(name: str, value: Tensor, logits: Tensor, columns: int | None = None) -> None:
+    """Raise unless `value` has a row of real, finite numbers for each of the logits, on their device."""
+    check_tensor(name, value)
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
+    if value.dim() not in (1, 2) or len(value) != len(logits):
+        raise ValueError(
+            f"`{name}` must have {len(logits)} rows to match `logits`, got shape {tuple(value.shape)}"
+        )
+    if columns is not None and value.shape[1:] != (columns,):
+        raise ValueError(
+            f"`{name}` must have shape (N, {columns}) = ({len(logits)}, {columns}), got {tuple(value.shape)}"
+        )
+    if value.device != logits.device:
+        raise ValueError(f"`{name}` must be on the device of `logits`, {logits.device}, got {value.device}")
+    if value.dtype.is_floating_point:
+        check_finite(name, value)

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from hdcrf.gaussian_filter import build_filter
 from hdcrf.potentials import UNKNOWN
-from voxel.checks import INTEGER_DTYPES, check_count, check_flag, check_matrix, check_tensor
+from voxel.checks import (
+    INTEGER_DTYPES,
+    check_count,
+    check_finite,
+    check_flag,
+    check_matrix,
+    check_same_kind,
+    check_tensor,
+)
 
 __all__ = ["transfer_labels"]
 
@@ -57,6 +65,7 @@ def transfer_labels(
     """
     check_matrix("features", features, "(N, d)")
     check_flag("return_probabilities", return_probabilities)
+    check_matrix("query", query, "(M, d)")
     weights = _weights(features, labels, num_labels)
     operator = build_filter(features, method=method, batch=batch, order=order, halo=halo, backend=backend)
     carried = operator.filter(weights, query=query, query_batch=query_batch)
@@ -76,6 +85,8 @@ def _weights(features: Tensor, labels: Tensor, num_labels: int | None) -> Tensor
         if num_labels is not None:
             raise ValueError("`num_labels` goes with labels as integers; probabilities say it by their shape")
         check_matrix("labels", labels, "(N, K)", rows=len(features))
+        check_same_kind("labels", labels, "features", features)
+        check_finite("labels", labels)
         if labels.shape[1] == 0:
             raise ValueError("`labels` must have a column for each label, got none")
         if labels.numel() and float(labels.detach().min()) < 0:

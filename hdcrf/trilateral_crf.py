@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hdcrf.crf_layer import Bandwidth, CRFLayer, Options
 from hdcrf.features import trilateral_features
+from hdcrf.mean_field import MeanFieldResult
 from voxel import SparseTensor
 from voxel.checks import check_finite, check_positive
 from voxel.precision import full_precision
@@ -90,6 +91,15 @@ class TrilateralCRF(CRFLayer):
         """
         check_sparse_tensor("logits", logits)
         check_sparse_tensor("colours", colours)
+        if logits.dimension != 4:
+            raise ValueError(
+                f"`logits` must have the coordinates batch, x, y, z, t, got {logits.dimension} dimensions"
+            )
+        if colours.features.device != logits.features.device:
+            raise ValueError(
+                f"`colours` must be on the device of `logits`, {logits.features.device}, "
+                f"got {colours.features.device}"
+            )
         if logits.voxels is not colours.voxels and not torch.equal(logits.coordinates, colours.coordinates):
             raise ValueError(
                 "`colours` must have the coordinates of `logits`, in the same order; make one from the other "
@@ -99,8 +109,17 @@ class TrilateralCRF(CRFLayer):
         return logits.replace(refined)
 
     @full_precision
-    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
-        coordinates, colours = guides["coordinates"], guides["colours"]
+    def infer(
+        self, logits: Tensor, coordinates: Tensor, colours: Tensor, *, return_logits: bool = True
+    ) -> MeanFieldResult:
+        """Refine as `forward` does, from the features and coordinates of its tensors to rows (V, K).
+
+        Args:
+            logits: (V, K).
+            coordinates: (V, 5).
+            colours: (V, c).
+            return_logits: Whether the result has logits, which take as much memory as the marginals.
+        """
         if logits.shape[1] != self.num_labels:
             raise ValueError(
                 f"`logits` must have K = {self.num_labels} features a voxel, got {logits.shape[1]}"
@@ -112,9 +131,9 @@ class TrilateralCRF(CRFLayer):
         voxels = SparseTensor(coordinates, colours.to(logits.dtype))
         features = trilateral_features(
             voxels,
-            self.sigma_xyz.to(logits),
-            self.sigma_t.to(logits),
-            self.sigma_rgb.to(logits),
+            self._sigma("sigma_xyz", logits),
+            self._sigma("sigma_t", logits),
+            self._sigma("sigma_rgb", logits),
             self.voxel_size,
         )
         axes = ["sigma_xyz"] * 3 + ["sigma_t"] + ["sigma_rgb"] * colours.shape[1]
@@ -123,5 +142,4 @@ class TrilateralCRF(CRFLayer):
             if self._used["weight"]
             else []
         )
-        result = self._mean_field(logits, kernels, False, self.output == "logits", None)
-        return result.marginals if result.logits is None else result.logits
+        return self._mean_field(logits, kernels, False, return_logits, None)

@@ -83,11 +83,11 @@ class VideoCRF(GridCRF):
     def _features(self, guide: Tensor) -> Tensor:
         return video_features(
             guide,
-            self.appearance_sigma_xy.to(guide),
-            self.appearance_sigma_t.to(guide),
-            self.appearance_sigma_rgb.to(guide),
+            self._sigma("appearance_sigma_xy", guide),
+            self._sigma("appearance_sigma_t", guide),
+            self._sigma("appearance_sigma_rgb", guide),
         )
 
     def _smoothness(self, guide: Tensor) -> tuple[tuple[int, ...], Tensor | Sequence[Tensor]]:
         batch, _, frames, *sizes = guide.shape
-        return (batch * frames, *sizes), self.smoothness_sigma.to(guide)
+        return (batch * frames, *sizes), self._sigma("smoothness_sigma", guide)

@@ -84,14 +84,14 @@ class VolumeCRF(GridCRF):
     def _features(self, guide: Tensor) -> Tensor:
         return volume_features(
             guide,
-            self.appearance_sigma_xyz.to(guide),
-            self.appearance_sigma_intensity.to(guide),
+            self._sigma("appearance_sigma_xyz", guide),
+            self._sigma("appearance_sigma_intensity", guide),
             self.spacing,
         )
 
     def _smoothness(self, guide: Tensor) -> tuple[tuple[int, ...], Tensor | Sequence[Tensor]]:
         batch, _, *sizes = guide.shape
-        sigma = self.smoothness_sigma.to(guide)
+        sigma = self._sigma("smoothness_sigma", guide)
         return (batch, *sizes), [sigma / step for step in self.spacing]
 
     def extra_repr(self) -> str:

@@ -122,6 +122,8 @@ class TestVideo:
             run(frames, overlap=3)
         with pytest.raises(TypeError, match="`crf` must be a VideoCRF, got DenseCRF"):
             video_in_windows(hdcrf.DenseCRF(3), frames)
+        with pytest.raises(TypeError, match="`frames` must be iterable, got int"):
+            video_in_windows(crf, 5)
 
 
 class TestVolume:
@@ -142,6 +144,16 @@ class TestVolume:
         torch.testing.assert_close(result.sum(0), torch.ones_like(result[0]))
         assert (result.argmax(0) == whole.argmax(0)).float().mean() > 0.9
         assert steps == [(done, steps[-1][1]) for done in range(1, steps[-1][1] + 1)]
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_other_dtypes(self, volume, dtype):
+        crf, logits, guide, _whole = volume
+        result = volume_in_blocks(crf, logits.to(dtype), guide, block=(5, 7, 8), overlap=(2, 3, 4))
+        assert result.dtype == dtype
+        # Shares are summed in float32 and rounded once to the 8 bits of bfloat16: three labels' worth.
+        tolerance = 1e-12 if dtype == torch.float64 else 6e-3
+        total = result.double().sum(0)
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=tolerance)
 
     def test_overlap_hides_the_seams(self, volume):
         crf, logits, guide, whole = volume
@@ -197,20 +209,49 @@ class TestPoints:
         assert error(0.75) < error(0.3) < error(0)
         assert error(0.75) < 0.5 * error(0)
 
-    def test_clouds_of_a_batch_do_not_meet_and_empty_cubes_are_skipped(self, cloud):
+    def test_clouds_of_a_batch_do_not_meet(self, cloud):
         crf, logits, positions, colours, _ = cloud
-        batch = torch.arange(3000) % 2
-        # The second cloud is a kilometre away: the cubes between are empty.
-        moved = positions + 1000 * batch[:, None]
+        batch = torch.arange(3000) % 2 * 4
+        # They lie in one another, a little shifted.
+        moved = positions + 0.13 * batch[:, None]
+        options = {"block": 2.0, "overlap": 0.5}
+        result = points_in_blocks(crf, logits, moved, colours=colours, batch=batch, **options)
+        for number in (0, 4):
+            one = batch == number
+            alone = points_in_blocks(crf, logits[one], moved[one], colours=colours[one], **options)
+            torch.testing.assert_close(result[one], alone)
+
+    def test_empty_cubes_are_skipped(self, cloud):
+        crf, logits, positions, colours, _whole = cloud
+        far = positions + 1000 * (torch.arange(3000) % 2)[:, None]
         steps = []
         result = points_in_blocks(
-            crf, logits, moved, block=2.0, overlap=0.5, colours=colours, batch=batch,
+            crf, logits, far, block=10.0, overlap=1.0, colours=colours,
             progress=lambda *step: steps.append(step),
         )  # fmt: skip
-        assert len(steps) < 100
-        one = batch == 0
-        alone = points_in_blocks(crf, logits[one], moved[one], block=2.0, overlap=0.5, colours=colours[one])
-        torch.testing.assert_close(result[one], alone)
+        assert len(steps) <= 16  # of some million
+        torch.testing.assert_close(result.sum(1), torch.ones(3000))
+
+    def test_map_coordinates(self, cloud):
+        """In double precision, millions of metres from the origin and hundreds of kilometres wide."""
+        _, logits, positions, colours, _ = cloud
+        # A lattice lies elsewhere in a cloud that is moved, so only the exact kernel gives the same.
+        crf = PointCRF(3, appearance_sigma_xyz=0.3, smoothness_sigma=0.15, method="exact", **WEAK)
+        whole = crf(logits, positions, colours=colours)
+        place = positions.double() + torch.tensor([500_000.3, 4_500_000.7, 100.0])
+        # Measured: 3e-5; float32 tells 6e-5 apart at a kilometre.
+        torch.testing.assert_close(crf(logits, place, colours=colours), whole, atol=5e-4, rtol=0)
+        spread = place + 400_000.0 * (torch.arange(3000) % 2)[:, None]
+        result = points_in_blocks(crf, logits, spread, block=10.0, overlap=1.0, colours=colours)
+        near = torch.arange(3000) % 2 == 0
+        alone = crf(logits[near], positions[near], colours=colours[near])
+        torch.testing.assert_close(result[near], alone, atol=5e-4, rtol=0)
+
+    def test_double_precision_is_kept(self, cloud):
+        crf, logits, positions, colours, _ = cloud
+        options = {"block": 2.0, "overlap": 0.5, "colours": colours}
+        result = points_in_blocks(crf, logits.double(), positions.double(), **options)
+        torch.testing.assert_close(result.sum(1), torch.ones(3000).double(), rtol=0, atol=1e-12)
 
     def test_wrong_arguments(self, cloud):
         crf, logits, positions, colours, _ = cloud
@@ -223,6 +264,12 @@ class TestPoints:
             run(overlap=1.5)
         with pytest.raises(ValueError, match="`block` must be a finite number greater than 0"):
             run(block=0)
+        with pytest.raises(ValueError, match=r"`block` must be larger: the cloud is .* wide"):
+            run(block=1e-12, overlap=0)
+        with pytest.raises(TypeError, match="`overlap` must be a number, got str"):
+            run(overlap="wide")
+        with pytest.raises(TypeError, match="`progress` must be a function"):
+            run(progress=3)
         with pytest.raises(ValueError, match="`colours` must have 3000 rows to match `positions`"):
             run(colours=colours[1:])
         with pytest.raises(

@@ -232,12 +232,29 @@ class TestEveryLayer:
 
     def test_bandwidths_stay_positive(self, kind):
         layer = make(kind, learn="bandwidths")
-        optimizer = torch.optim.SGD(layer.parameters(), lr=1e3)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=20)
         sum(parameter.sum() for parameter in layer.parameters() if parameter.requires_grad).backward()
         optimizer.step()
         for name in _BANDWIDTHS[kind]:
-            assert float(getattr(layer, f"log_{name}").detach()) < -100
-            assert float(getattr(layer, name).detach()) >= 0
+            assert 0 < float(getattr(layer, name).detach()) < 1e-7
+
+    @pytest.mark.parametrize("value", [-200.0, 100.0, float("nan")])
+    def test_bandwidths_that_diverged_are_named(self, kind, value):
+        for name in _BANDWIDTHS[kind]:
+            layer = make(kind)
+            getattr(layer, f"log_{name}").data.fill_(value)
+            with pytest.raises(ValueError, match=f"`{name}` must lie between .* training has brought it to"):
+                call(kind, layer, inputs(kind))
+
+    def test_bandwidths_follow_from_parameters(self, kind):
+        layer = make(kind)
+        name = next(iter(_BANDWIDTHS[kind]))
+        with pytest.raises(
+            AttributeError, match=f"`{name}` is the exponential of the parameter `log_{name}`"
+        ):
+            setattr(layer, name, 3.0)
+        with pytest.raises(TypeError, match=f"`{name}` must be a number, got NoneType"):
+            make(kind, **{name: None})
 
     @pytest.mark.slow
     # PyTorch's own look at a tensor between two graphs.
@@ -258,6 +275,22 @@ class TestEveryLayer:
             results.append((refined, *torch.autograd.grad(refined, sought, gradient)))
         for expected, result in zip(*results, strict=True):
             torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+    def test_several_are_compiled_and_subclasses_too(self, kind):
+        torch.compiler.reset()
+        given = inputs(kind)
+
+        class Mine(_LAYER[kind]):
+            pass
+
+        for tolerance in (0.5, 0.05, None):
+            layer = make(kind, tolerance=tolerance, learn=())
+            mine = Mine(3, **_BANDWIDTHS[kind], tolerance=tolerance, learn=())
+            for each in (layer, mine):
+                compiled = torch.compile(each, fullgraph=kind != "voxels")
+                torch.testing.assert_close(call(kind, compiled, given), call(kind, each, given))
 
     def test_the_compiled_operation(self, kind):
         layer, given = make(kind, iterations=2), inputs(kind)
@@ -308,7 +341,11 @@ class TestEveryLayer:
         assert "iterations=5, method=permutohedral" in repr(make(kind))
 
     def test_every_option_is_known(self, kind):
-        shared = set(inspect.signature(hdcrf.crf_layer.CRFLayer).parameters) - {"weights", "bandwidths"}
+        shared = set(inspect.signature(hdcrf.crf_layer.CRFLayer).parameters) - {
+            "weights",
+            "bandwidths",
+            "optional",
+        }
         assert set(hdcrf.crf_layer.Options.__annotations__) == shared - {"num_labels"}
 
 
@@ -327,6 +364,31 @@ def test_mixed_precision(kind, device, dtype):
     assert torch.equal(refined, expected.to(dtype))
     refined.float().square().sum().backward()
     assert bool(torch.isfinite(given["logits"].grad).all())
+
+
+def test_nearest_cubes_learn_no_bandwidths():
+    layer, given = make("voxels", method="voxel", learn=("weights", "bandwidths")), inputs("voxels")
+    with pytest.raises(
+        ValueError, match=r"`sigma_xyz` cannot be learned with method='voxel' in 7 dimensions"
+    ):
+        call("voxels", layer, given)
+    with torch.no_grad():
+        call("voxels", layer, given)
+
+
+def test_the_layers_share_their_defaults():
+    shared = inspect.signature(hdcrf.crf_layer.CRFLayer).parameters
+    for name, parameter in inspect.signature(DenseCRF).parameters.items():
+        if name in shared:
+            assert parameter.default == shared[name].default, name
+
+
+def test_the_range_warning_points_to_who_called():
+    layer, guide = DenseCRF(2), torch.rand(1, 3, 4, 4)
+    for run in (layer, layer.infer):
+        with pytest.warns(UserWarning, match="hardly matter") as caught:
+            run(torch.rand(1, 2, 4, 4), guide)
+        assert caught[0].filename == __file__
 
 
 @pytest.mark.slow
@@ -381,6 +443,18 @@ class TestPoints:
             ValueError, match=f"`{name}` are given, but the layer has appearance_sigma_{sigma}=None"
         ):
             make("points", **{f"appearance_sigma_{sigma}": None})(**given)
+
+    def test_attributes_are_checked_even_if_no_kernel_uses_them(self):
+        given = inputs("points")
+        layer = make("points", appearance_weight=0, smoothness_weight=0, learn=())
+        with pytest.raises(
+            ValueError, match=r"`positions` must have shape \(N, 3\) = \(18, 3\), got \(18, 2\)"
+        ):
+            layer(**{**given, "positions": given["positions"][:, :2]})
+        with pytest.raises(ValueError, match=r"`normals` must have shape \(N, 3\)"):
+            layer(**{**given, "normals": given["normals"][:, :2]})
+        with pytest.raises(ValueError, match="`colours` must be finite"):
+            layer(**{**given, "colours": given["colours"] * torch.nan})
 
     def test_rows_that_do_not_match(self):
         given = inputs("points")

@@ -66,6 +66,19 @@ class TestKernels:
 
         assert torch.autograd.gradcheck(apply, (sigmas, values.requires_grad_()))
 
+    def test_wrong_smoothness_kernels(self):
+        one = torch.tensor(1.0)
+        with pytest.raises(ValueError, match=r"`shape` must be \(B, \*S\)"):
+            SmoothnessKernel((3,), one, 1.0, "none")
+        with pytest.raises(ValueError, match=r"`sigma` must be one number, or 2 for the axes \(4, 5\)"):
+            SmoothnessKernel((1, 4, 5), [one], 1.0, "none")
+        with pytest.raises(ValueError, match="`sigma` must be one number"):
+            SmoothnessKernel((1, 4, 5), torch.ones(2), 1.0, "none")
+        with pytest.raises(ValueError, match="`sigma` must be a finite number greater than 0"):
+            SmoothnessKernel((1, 4, 5), 0 * one, 1.0, "none")
+        with pytest.raises(ValueError, match="`normalization` must be one of"):
+            SmoothnessKernel((1, 4, 5), one, 1.0, "foo")
+
     def test_smoothness_reaches_three_sigma_at_least(self):
         position = grid_positions(1, 41)
         for sigma in (0.4, 1.0, 2.5, 5.0):

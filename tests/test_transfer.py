@@ -89,6 +89,8 @@ def test_gradcheck():
         (torch.ones(5, dtype=torch.bool), {}, TypeError, "`labels` must hold integers or probabilities"),
         (torch.rand(4, 2), {}, ValueError, r"`labels` must have shape \(N, K\) with 5 rows"),
         (torch.rand(5, 2) - 1, {}, ValueError, "`labels` must be 0 or greater"),
+        (torch.rand(5, 2) * torch.nan, {}, ValueError, "`labels` must be finite"),
+        (torch.rand(5, 2).double(), {}, TypeError, "`labels` must have the dtype of `features`"),
         (torch.rand(5, 2), {"num_labels": 2}, ValueError, "`num_labels` goes with labels as integers"),
         ([0] * 5, {}, TypeError, r"`labels` must be a torch\.Tensor"),
         (torch.zeros(5, dtype=torch.int64), {"return_probabilities": 1}, TypeError, "must be True or False"),
@@ -97,6 +99,11 @@ def test_gradcheck():
 def test_wrong_labels(labels, options, error, message):
     with pytest.raises(error, match=message):
         transfer_labels(torch.rand(5, 3), labels, torch.rand(2, 3), **options)
+
+
+def test_a_query_is_needed():
+    with pytest.raises(TypeError, match=r"`query` must be a torch\.Tensor, got NoneType"):
+        transfer_labels(torch.rand(5, 3), torch.zeros(5, dtype=torch.int64), None)
 
 
 def test_a_guide_for_points_that_have_none():
