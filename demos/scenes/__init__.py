@@ -6,6 +6,7 @@ car stands before a grey house. Labels are int64; each names a class by its plac
 
 from .errors import damaged_labels, network_output
 from .room import ROOM, scanned_room
+from .scores import flicker, mean_iou
 from .street import STREET, moving_scene
 from .voxel_street import CITY, moving_voxels
 
@@ -14,6 +15,8 @@ __all__ = [
     "ROOM",
     "STREET",
     "damaged_labels",
+    "flicker",
+    "mean_iou",
     "moving_scene",
     "moving_voxels",
     "network_output",
