@@ -2,6 +2,7 @@
 
     python benchmarks/trilateral_head.py                 three seeds, some minutes
     python benchmarks/trilateral_head.py --quick         a tiny run that shows that it works
+    python benchmarks/trilateral_head.py --scenes 6      twice the scenes to train on, in as many steps
     python benchmarks/trilateral_head.py --shape cube    kernels of 3^4 taps in place of 9
 
 Each seed has its own scenes, to train on and held out, and its own weights. All networks start from the same
@@ -40,6 +41,7 @@ from demos.train_head import (
 from demos.unet_4d import SparseUNet
 from voxel import SparseTensor
 
+HELD_OUT = 6  # scenes
 Results = dict[str, torch.Tensor]  # the IoU of each class, by the name of the model
 
 
@@ -56,7 +58,8 @@ class Frozen(nn.Module):
 
 def run(seed: int, scenes: int, frames: int, epochs: int, more: int, shape: str) -> Results:
     """Train and test every model of one seed."""
-    training, held_out = make_scenes(seed, scenes, frames), make_scenes(seed, scenes, frames, held_out=True)
+    training = make_scenes(seed, scenes, frames)
+    held_out = make_scenes(seed, HELD_OUT, frames, held_out=True)
     torch.manual_seed(seed)
     backbone = SparseUNet(CHANNELS, LABELS, shape=shape)
     learn(backbone, training, epochs, {backbone: BACKBONE_RATE}, seed)
@@ -109,16 +112,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many runs, 1 or more")
-    parser.add_argument("--quick", action="store_true", help="two small scenes, a few epochs")
+    parser.add_argument("--scenes", type=int, default=3, help="how many to train on, 1 or more")
+    parser.add_argument("--quick", action="store_true", help="short scenes, a few epochs")
     parser.add_argument("--shape", choices=("cross", "cube"), default="cross", help="of the kernels")
     arguments = parser.parse_args()
-    if arguments.seeds < 1:
-        parser.error(f"--seeds must be 1 or more, got {arguments.seeds}")
-    scenes, frames, epochs, more = (2, 2, 3, 2) if arguments.quick else (6, 5, 40, 10)
+    for name in ("seeds", "scenes"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
+    scenes = arguments.scenes
+    frames, steps, more_steps = (2, 9, 6) if arguments.quick else (5, 240, 60)
+    epochs, more = -(-steps // scenes), -(-more_steps // scenes)
     print(machine_line())
     size = sum(p.numel() for p in SparseUNet(CHANNELS, LABELS, shape=arguments.shape).parameters())
     print(
-        f"U-Net of {size:,} parameters; {scenes} scenes of {frames} frames to train on, as many held out; "
+        f"U-Net of {size:,} parameters; {scenes} scenes of {frames} frames to train on, {HELD_OUT} held out; "
         f"{epochs} epochs alone, then {more} more\n",
         flush=True,
     )

@@ -95,9 +95,7 @@ def curves(
         axes.set_xlabel("epochs")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.annotate(
-        "the head joins", (switch + 0.5, max(losses)), (4, -8), textcoords="offset points", color="0.4"
-    )
+    left.annotate("the head joins ", (switch + 0.5, max(losses)), ha="right", va="top", color="0.4")
     return figure
 
 
