@@ -20,7 +20,7 @@ from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import as_input_error, as_print_failure, as_write_failure
 from hdcrf.crf_layer import CRFLayer
-from hdcrf.files import InputError, Note, whole_files
+from hdcrf.files import InputError, Note, ignore, whole_files
 
 __all__ = [
     "build_layer",
@@ -219,12 +219,8 @@ def version_of(package: str) -> str | None:
 
 def note_taker(quiet: bool) -> Note:
     """Return what takes notes: it prints them, unless quiet."""
-    return _ignore if quiet else _print_note
+    return ignore if quiet else _print_note
 
 
 def _print_note(message: str) -> None:
     click.echo(f"Note: {message}", err=True)
-
-
-def _ignore(message: str) -> None:
-    pass

@@ -43,7 +43,7 @@ from hdcrf.command_running import (
     write_all,
 )
 from hdcrf.command_tally import Tally, Wording
-from hdcrf.files import InputError, Note, check_outputs, import_extra
+from hdcrf.files import InputError, Note, check_outputs, ignore, import_extra
 from hdcrf.image_files import write_picture
 from hdcrf.volume_files import (
     Suffix,
@@ -275,7 +275,7 @@ def _start(
     if probabilities.suffix.lower() in (".npy", ".npz"):
         values = read_probabilities(probabilities, source.shape, axes="D, H, W", owner="volume", note=note)
     else:
-        channels = read_volume(probabilities, role="probabilities", like=source, note=_ignore).intensities
+        channels = read_volume(probabilities, role="probabilities", like=source, note=ignore).intensities
         values = check_probabilities(
             name, np.moveaxis(channels, 0, -1), source.shape, axes="D, H, W", owner="volume", note=note
         )
@@ -341,14 +341,10 @@ def _write_slices(
     source: Volume,
     opacity: float,
 ) -> str:
-    [scaled] = _scaled("", guide[None], _ignore)
+    [scaled] = _scaled("", guide[None], ignore)
     shown = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     picture = pictures.slices(
         shown, labels, pictures.palette(len(start.values)), opacity, spacing=source.spacing
     )
     write_picture(file, picture, path.suffix)
     return f"{picture.shape[1]} x {picture.shape[0]} pixels"
-
-
-def _ignore(message: str) -> None:
-    pass

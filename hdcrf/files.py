@@ -22,6 +22,7 @@ __all__ = [
     "Note",
     "check_file",
     "check_outputs",
+    "ignore",
     "import_extra",
     "natural_order",
     "reason",
@@ -29,6 +30,10 @@ __all__ = [
 ]
 
 Note = Callable[[str], object]
+
+
+def ignore(message: str) -> None:
+    """Take a note, and do nothing with it."""
 
 
 class InputError(ValueError):

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hdcrf.files import InputError, Note, check_file, import_extra, natural_order, reason
+from hdcrf.files import InputError, Note, check_file, ignore, import_extra, natural_order, reason
 from hdcrf.image_files import read_photo
 
 __all__ = ["Video", "VideoWriter", "read_video"]
@@ -74,7 +74,7 @@ def read_video(path: Path, *, note: Note = warnings.warn) -> Video:
     check_file("video", path)
     av = import_extra("av", f"reading {path.suffix or 'a video'}", "video")
     rate, count = _header(av, path, note)
-    shape = _first_shape(path, _decoded(av, path, _ignore))
+    shape = _first_shape(path, _decoded(av, path, ignore))
     return Video(path, shape, rate, count, lambda: _same_size(path, shape, _decoded(av, path, note)))
 
 
@@ -94,9 +94,9 @@ def _read_folder(path: Path, note: Note) -> Video:
     def frames() -> Iterator[NDArray[np.uint8]]:
         for index, picture in enumerate(pictures):
             # What is converted in one is most often converted in all.
-            yield read_photo(picture, role="frame", note=_ignore if index else note)
+            yield read_photo(picture, role="frame", note=ignore if index else note)
 
-    shape = _first_shape(path, (read_photo(picture, role="frame", note=_ignore) for picture in pictures))
+    shape = _first_shape(path, (read_photo(picture, role="frame", note=ignore) for picture in pictures))
     return Video(path, shape, None, len(pictures), lambda: _same_size(path, shape, frames()))
 
 
@@ -350,7 +350,3 @@ class _WatchedFile:
         except OSError as error:
             self.failure = self.failure or error
             raise
-
-
-def _ignore(message: str) -> None:
-    pass

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdcrf.array_files import check_probabilities, read_array, read_probabilities
-from hdcrf.files import InputError, Note, natural_order
+from hdcrf.files import InputError, Note, ignore, natural_order
 from hdcrf.video_files import Video
 
 __all__ = ["VideoProbabilities", "frames_with_probabilities", "read_video_probabilities"]
@@ -71,7 +71,7 @@ def read_video_probabilities(
     def frames() -> Iterator[Probabilities]:
         for index, values in enumerate(array):
             name = f"probabilities {path} of frame {index}"
-            yield check_probabilities(name, values, shape, owner="video", note=_ignore if index else note)
+            yield check_probabilities(name, values, shape, owner="video", note=ignore if index else note)
 
     return VideoProbabilities(path, array.shape[3], len(array), frames)
 
@@ -81,11 +81,11 @@ def _probabilities_of_folder(path: Path, shape: tuple[int, int], note: Note) -> 
     files = sorted((f for f in files if not f.name.startswith(".")), key=lambda f: natural_order(f.name))
     if not files:
         raise InputError(f"probabilities {path} is a folder without .npy or .npz files; save one a frame")
-    labels = read_probabilities(files[0], shape, owner="video", note=_ignore).shape[2]
+    labels = read_probabilities(files[0], shape, owner="video", note=ignore).shape[2]
 
     def frames() -> Iterator[Probabilities]:
         for index, file in enumerate(files):
-            values = read_probabilities(file, shape, owner="video", note=_ignore if index else note)
+            values = read_probabilities(file, shape, owner="video", note=ignore if index else note)
             if values.shape[2] != labels:
                 raise InputError(
                     f"probabilities {file} have {values.shape[2]} labels, but those of the first frame have "
@@ -120,7 +120,3 @@ def frames_with_probabilities(
             f"video {video.path} ends early: it has {done} frames, but probabilities {probabilities.path} "
             f"are for {probabilities.count}; look whether the video is cut off"
         )
-
-
-def _ignore(message: str) -> None:
-    pass
