@@ -76,7 +76,7 @@ def read_volume(
         image = _loaded(nibabel, role, path)
         dtype, shape = image.get_data_dtype(), image.shape
         _check_kind(role, path, dtype, shape)
-        spacing = _spacing(role, path, image)
+        spacing, affine = _placed(role, path, image)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
             values = np.asarray(image.dataobj, dtype=np.float32)
     except (InputError, MemoryError):
@@ -98,7 +98,7 @@ def read_volume(
             + (f" of channel {place[0]}" if len(values) > 1 else "")
             + "; replace such voxels first"
         )
-    volume = Volume(values, spacing, np.array(image.affine, dtype=np.float64), image)
+    volume = Volume(values, spacing, affine, image)
     if like is not None:
         _check_place(role, path, volume, like)
     return volume
@@ -155,12 +155,16 @@ def _check_kind(role: str, path: Path, dtype: np.dtype[Any], shape: tuple[int, .
         raise InputError(f"{role} {path} is empty: its shape is {shape}")
 
 
-def _spacing(role: str, path: Path, image: Any) -> tuple[float, float, float]:
-    unit = image.header.get_xyzt_units()[0]
-    x, y, z = (float(distance) * _MILLIMETRES[unit] for distance in image.header.get_zooms()[:3])
-    if not np.isfinite(image.affine).all():
+def _placed(role: str, path: Path, image: Any) -> tuple[tuple[float, float, float], NDArray[np.float64]]:
+    """Return the spacing and the affine, both in mm."""
+    factor = _MILLIMETRES[image.header.get_xyzt_units()[0]]
+    x, y, z = (float(distance) * factor for distance in image.header.get_zooms()[:3])
+    affine = np.array(image.affine, dtype=np.float64)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        affine[:3] *= factor
+    if not np.isfinite(affine).all():
         raise InputError(f"{role} {path} must have a finite affine, got {image.affine.tolist()}")
-    return z, y, x
+    return (z, y, x), affine
 
 
 def _check_place(role: str, path: Path, volume: Volume, like: Volume) -> None:
@@ -169,11 +173,11 @@ def _check_place(role: str, path: Path, volume: Volume, like: Volume) -> None:
             f"{role} {path} has (D, H, W) = {volume.shape}, but the volume has {like.shape}; resample it "
             "onto the volume"
         )
-    # Programs store affines as float32, or compute them from quaternions.
-    if not np.allclose(volume.affine, like.affine, rtol=1e-4, atol=1e-3):
+    # Programs store affines as float32, or compute them from quaternions: allow a thousandth of a voxel.
+    if not np.allclose(volume.affine, like.affine, rtol=1e-4, atol=1e-3 * max(like.spacing)):
         raise InputError(
             f"{role} {path} lies elsewhere than the volume: their affines differ by up to "
-            f"{np.abs(volume.affine - like.affine).max():.3g}; resample it onto the volume"
+            f"{np.abs(volume.affine - like.affine).max():.3g} mm; resample it onto the volume"
         )
 
 

@@ -93,6 +93,34 @@ class TestRead:
             (3 * factor, 1.5 * factor, 2 * factor)
         )
 
+    @pytest.mark.parametrize(("unit", "factor"), [("meter", 1000), ("micron", 0.001)])
+    def test_affine_is_in_millimetres(self, unit, factor, tmp_path):
+        like = read_volume(save(tmp_path / "a.nii"))
+        image = nibabel.Nifti1Image(VALUES, np.diag([*[1 / factor] * 3, 1]) @ AFFINE)
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / "b.nii")
+        volume = read_volume(tmp_path / "b.nii", like=like)
+        # To the rounding of float32, in which it is stored.
+        np.testing.assert_allclose(volume.affine, AFFINE, rtol=1e-7)
+        # The same numbers in another unit are another place.
+        save(tmp_path / "c.nii", affine=image.affine)
+        with pytest.raises(InputError, match=r"c\.nii lies elsewhere than the volume"):
+            read_volume(tmp_path / "c.nii", like=volume)
+        labels = written(tmp_path, write_volume_labels, np.zeros((6, 5, 4), int), volume)
+        np.testing.assert_array_equal(labels.affine, image.affine.astype(np.float32))
+        assert labels.header.get_xyzt_units()[0] == unit
+
+    def test_place_is_compared_in_voxels(self, tmp_path):
+        """A micron is nothing to a scan of a head, and two voxels here."""
+        for name, shift in (("a", 0), ("b", 1e-7), ("c", 1e-3)):
+            affine = np.diag([5e-4, 5e-4, 5e-4, 1])
+            affine[0, 3] = shift
+            save(tmp_path / f"{name}.nii", affine=affine)
+        like = read_volume(tmp_path / "a.nii")
+        read_volume(tmp_path / "b.nii", like=like)
+        with pytest.raises(InputError, match=r"differ by up to 0\.001 mm;"):
+            read_volume(tmp_path / "c.nii", like=like)
+
     def test_big_endian(self, tmp_path):
         header = nibabel.Nifti1Header(endianness=">")
         nibabel.save(nibabel.Nifti1Image(VALUES.astype(">i2"), AFFINE, header), tmp_path / "a.nii")
@@ -109,7 +137,7 @@ class TestRead:
             read_volume(tmp_path / "c.nii", role="labels", like=like)
         save(tmp_path / "d.nii", affine=np.diag([-2, 1.5, 3, 1]))
         with pytest.raises(
-            InputError, match=r"d\.nii lies elsewhere than the volume: .* differ by up to 10;"
+            InputError, match=r"d\.nii lies elsewhere than the volume: .* differ by up to 10 mm;"
         ):
             read_volume(tmp_path / "d.nii", like=like)
 
