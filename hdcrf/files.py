@@ -59,11 +59,16 @@ def import_extra(module: str, purpose: str, extra: str, *, package: str | None =
         package: Its name for pip, if that is another.
 
     Raises:
-        InputError: If it is not installed.
+        InputError: If it, or what it needs itself, is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != module.split(".")[0]:
+            raise InputError(
+                f"{purpose} needs {package or module}, which cannot be loaded ({reason(error)}); install "
+                "what it lacks"
+            ) from error
         raise InputError(f'{purpose} needs {package or module}: pip install "hdcrf[{extra}]"') from error
 
 
@@ -161,16 +166,21 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     that it points to is replaced.
 
     Args:
-        paths: Where the files go.
+        paths: Where the files go, no two of them the same place.
 
     Yields:
         The open binary files, in that order.
 
     Raises:
+        ValueError: If two of the paths are one file.
         OSError: If a file cannot be written or moved.
         NotPutBackError: If then another cannot be put back; the message names the copy that is kept of it.
     """
     places = [Path(os.path.realpath(path)) for path in paths]
+    if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(
+            f"`paths` must be different files, got {' and '.join(map(str, twice))}, which are the same"
+        )
     temporary = [place.with_name(f".hdcrf-{secrets.token_hex(8)}.part") for place in places]
     try:
         with ExitStack() as stack:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hdcrf.files import InputError, NotPutBackError, check_outputs, whole_files
+from hdcrf.files import InputError, NotPutBackError, check_outputs, import_extra, whole_files
 
 
 class TestOutputs:
@@ -72,7 +72,35 @@ class TestOutputs:
             check_outputs({"--output": (path, (".png",)), "--overlay": (same, (".png",))}, {})
 
 
+class TestExtras:
+    def test_missing(self):
+        with pytest.raises(InputError, match=r'^reading x needs no_such: pip install "hdcrf\[files\]"$'):
+            import_extra("no_such.part", "reading x", "files", package="no_such")
+
+    def test_what_the_package_lacks_itself_is_named(self, tmp_path, monkeypatch):
+        (tmp_path / "has_needs.py").write_text("import no_such_need.part")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(InputError) as error:
+            import_extra("has_needs", "reading x", "files")
+        assert str(error.value) == (
+            "reading x needs has_needs, which cannot be loaded (No module named 'no_such_need'); install "
+            "what it lacks"
+        )
+
+
 class TestWholeFiles:
+    def test_one_file_twice(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"old")
+        (tmp_path / "link").symlink_to("a")
+        for other in ("a", "link"):
+            with (
+                pytest.raises(ValueError, match=r"`paths` must be different files, got .*a and .*same$"),
+                whole_files([tmp_path / "a", tmp_path / "b", tmp_path / other]),
+            ):
+                pass
+        assert sorted(os.listdir(tmp_path)) == ["a", "link"]
+        assert (tmp_path / "a").read_bytes() == b"old"
+
     def test_files_appear_together(self, tmp_path):
         (tmp_path / "a").write_bytes(b"old")
         with whole_files([tmp_path / "a", tmp_path / "b"]) as (first, second):
