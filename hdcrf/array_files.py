@@ -78,7 +78,7 @@ def check_probabilities(
     if array.dtype.kind != "f":
         raise InputError(
             f"{name} must hold floating-point numbers, got {array.dtype}; convert them, for "
-            "example `p.astype('float32') / 255` for bytes, or use --annotation for labels"
+            "example `p.astype('float32') / 255` for bytes; labels alone are no probabilities"
         )
     count, given = len(shape), tuple(shape)
     if array.ndim != count + 1 or array.shape[:count] != given or array.shape[count] == 0:
