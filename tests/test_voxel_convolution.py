@@ -198,6 +198,10 @@ class TestGaussianConv:
         with pytest.raises(error, match="`truncate`"):
             GaussianConv(1.0, truncate=arguments[0])
 
+    def test_only_sparse_tensors(self):
+        with pytest.raises(TypeError, match=r"`tensor` must be a voxel\.SparseTensor, got Tensor"):
+            GaussianConv(1.0)(torch.ones(3, 2))
+
 
 def test_offsets_reach_as_far_as_the_kernel_is_large():
     for size, dilation in itertools.product((1, 3, 5), (1, 2)):

@@ -59,6 +59,15 @@ def test_dilation_spaces_the_offsets(shape):
     assert torch.equal(kernel_offsets(3, 3, shape, 4), 4 * kernel_offsets(3, 3, shape))
 
 
+def test_dilation_does_not_wrap_around():
+    assert kernel_offsets(5, 1, "cube", 2**31 - 1).flatten().tolist() == [
+        step * (2**31 - 1) for step in range(-2, 3)
+    ]
+    for dilation in (2**31, 2**63, 2**64 + 1):
+        with pytest.raises(ValueError, match="`dilation` must be at most 2147483647, got"):
+            kernel_offsets(3, 2, "cross", dilation)
+
+
 @given(coordinates=voxels())
 def test_kernel_map_equals_brute_force(coordinates):
     offsets = kernel_offsets(3, coordinates.shape[1] - 1, "cross", 2)

@@ -32,6 +32,15 @@ def test_empty():
         (COORDINATES.tolist(), FEATURES, TypeError, "`coordinates` must be a torch.Tensor"),
         (COORDINATES.float(), FEATURES, TypeError, "`coordinates` must hold integers, got torch.float32"),
         (COORDINATES.bool(), FEATURES, TypeError, "`coordinates` must hold integers, got torch.bool"),
+        *(
+            (
+                COORDINATES.abs().to(dtype),
+                FEATURES,
+                TypeError,
+                rf"`coordinates` must hold integers, got {dtype}; .*with \.long\(\)",
+            )
+            for dtype in (torch.uint16, torch.uint64)
+        ),
         (COORDINATES[0], FEATURES, ValueError, r"`coordinates` must have shape \(V, 1 \+ D\)"),
         (COORDINATES[:, :1], FEATURES, ValueError, r"`coordinates` must have shape \(V, 1 \+ D\)"),
         (COORDINATES, FEATURES.tolist(), TypeError, "`features` must be a torch.Tensor"),

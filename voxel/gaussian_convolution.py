@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from voxel.checks import check_positive
 from voxel.neighbours import pairs_within
 from voxel.sparse_matrix import SparseMatrix
-from voxel.sparse_tensor import SparseTensor
+from voxel.sparse_tensor import SparseTensor, check_sparse_tensor
 
 __all__ = ["GaussianConv", "gaussian_matrix"]
 
@@ -33,6 +33,7 @@ class GaussianConv(nn.Module):
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """Convolve every channel of `tensor`."""
+        check_sparse_tensor("tensor", tensor)
         matrix = gaussian_matrix(tensor.coordinates, self.sigma, self.truncate, tensor.features.dtype)
         return tensor.replace(matrix.product(tensor.features))
 

@@ -14,6 +14,7 @@ from voxel.coordinate_index import CoordinateIndex
 __all__ = ["kernel_map", "kernel_offsets", "pairs_within"]
 
 _BLOCK_ROWS = 2048
+_LARGEST_DILATION = 2**31 - 1  # with more, an offset might not fit into int64
 
 
 def kernel_offsets(kernel_size: int, dimension: int, shape: str, dilation: int = 1) -> Tensor:
@@ -26,14 +27,14 @@ def kernel_offsets(kernel_size: int, dimension: int, shape: str, dilation: int =
         kernel_size: k, the extent along each axis.
         dimension: D.
         shape: "cube", all k^D offsets, or "cross", those along one axis: D (k - 1) + 1.
-        dilation: Spacing of the offsets.
+        dilation: Spacing of the offsets, below 2³¹.
 
     Raises:
         TypeError: If an extent is not an integer.
-        ValueError: If an extent is less than 1, or the shape is none of these.
+        ValueError: If an extent is less than 1, the dilation too large, or the shape none of these.
     """
     check_count("dimension", dimension, 1)
-    check_count("dilation", dilation, 1)
+    check_count("dilation", dilation, 1, _LARGEST_DILATION)
     check_choice("shape", shape, ("cube", "cross"))
     size = check_count("kernel_size", kernel_size, 1)
     lowest = -(size // 2) if size % 2 else 0

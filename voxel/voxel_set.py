@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from voxel.checks import check_count, check_held, check_tensor
+from voxel.checks import INTEGER_DTYPES, check_count, check_held, check_tensor
 from voxel.coordinate_index import CoordinateIndex, unique_rows
 from voxel.neighbours import kernel_map, kernel_offsets
 
@@ -37,14 +37,10 @@ class VoxelSet:
 
     def __init__(self, coordinates: Tensor) -> None:
         check_tensor("coordinates", coordinates)
-        if (
-            coordinates.dtype.is_floating_point
-            or coordinates.dtype.is_complex
-            or coordinates.dtype == torch.bool
-        ):
+        if coordinates.dtype not in INTEGER_DTYPES:
             raise TypeError(
-                f"`coordinates` must hold integers, got {coordinates.dtype}; "
-                "quantise positions with SparseTensor.from_points"
+                f"`coordinates` must hold integers, got {coordinates.dtype}; quantise positions with "
+                "SparseTensor.from_points, or convert integers of another type with .long()"
             )
         if coordinates.dim() != 2 or coordinates.shape[1] < 2:
             raise ValueError(
