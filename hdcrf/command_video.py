@@ -43,7 +43,7 @@ from hdcrf.command_running import (
 )
 from hdcrf.command_tally import Tally, Wording
 from hdcrf.files import InputError, check_outputs, import_extra, whole_files
-from hdcrf.video_files import Video, VideoWriter, read_video
+from hdcrf.video_files import SLOWEST, Video, VideoWriter, read_video
 from hdcrf.video_probabilities import (
     VideoProbabilities,
     frames_with_probabilities,
@@ -94,7 +94,7 @@ Part = tuple[NDArray[np.uint8], NDArray[np.int64]]  # a frame and the labels it 
 @OPACITY
 @click.option(
     "--rate",
-    type=Number(0, 1000, min_open=True),
+    type=Number(SLOWEST, 1000),
     help="Frames a second of the output; by default those of CLIP, or 25 where it does not say.",
 )
 @click.option(
@@ -194,7 +194,9 @@ def video(
         ExitStack() as stack,
     ):
         files = dict(zip(outputs, opened, strict=True))
-        film = stack.enter_context(VideoWriter(files["--output"], source.shape, frames_a_second, note=note))
+        with as_input_error(f"video {clip}: "):  # its rate may be too low
+            writer = VideoWriter(files["--output"], source.shape, frames_a_second, note=note)
+        film = stack.enter_context(writer)
         append = {
             name: stack.enter_context(stream_array(files[name], *array, outputs[name][0].suffix))
             for name, array in arrays.items()

@@ -26,6 +26,9 @@ PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
 """For .mp4, the best first: builds of FFmpeg differ in what they hold."""
 
+SLOWEST = 1e-4
+"""The least frames a second: MP4 counts in 31 bits how long a few frames are shown, in ticks below 0.1 ms."""
+
 _BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709 are all 1
 _LIMITED = 1  # AVCOL_RANGE_MPEG
 
@@ -223,6 +226,13 @@ def _strerror(error: BaseException) -> str:
     return getattr(error, "strerror", None) or reason(error)
 
 
+def _ratio(rate: Fraction) -> Fraction:
+    """Return a rate, or the time that a frame takes if that is longer than a second, in small numbers."""
+    if rate < 1:
+        return 1 / (1 / rate).limit_denominator(1001)
+    return rate.limit_denominator(1001)  # 30000/1001 is television's
+
+
 class VideoWriter:
     """Writes frames as an .mp4 file: H.264, or MPEG-4 part 2 where FFmpeg was built without it.
 
@@ -237,12 +247,12 @@ class VideoWriter:
     Args:
         file: Open for writing, seekable.
         shape: (H, W) of the frames.
-        rate: Frames a second.
+        rate: Frames a second, at least 1e-4.
         note: Called with a sentence if the frames are padded.
 
     Raises:
         InputError: If PyAV is not installed.
-        ValueError: If the shape or the rate is not positive.
+        ValueError: If the shape is not positive, or the rate too low.
     """
 
     def __init__(
@@ -257,6 +267,8 @@ class VideoWriter:
             raise ValueError(f"`shape` must be (H, W), at least 1 each, got {shape}")
         if not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"`rate` must be a positive number of frames a second, got {rate}")
+        if rate < SLOWEST:
+            raise ValueError(f"`rate` must be at least {SLOWEST} frames a second, got {float(rate)}")
         self._av = import_extra("av", "writing .mp4", "video")
         self._shape = tuple(shape)
         height, width = (length + length % 2 for length in shape)
@@ -268,7 +280,7 @@ class VideoWriter:
         self._padding = ((0, height - shape[0]), (0, width - shape[1]), (0, 0))
         self._file = _WatchedFile(file)
         self._frames = 0
-        exact = Fraction(rate).limit_denominator(1001)  # 30000/1001 is television's
+        exact = _ratio(Fraction(rate))
         encoder = next((name for name in ENCODERS if name in self._av.codecs_available), ENCODERS[-1])
         with self._as_os_error():
             self._container = self._av.open(self._file, mode="w", format="mp4")

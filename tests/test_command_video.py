@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import hdcrf
-from hdcrf import array_files, command_running, command_video
+from hdcrf import array_files, command_running, command_video, video_files
 from hdcrf.command_line import commands
 from hdcrf.command_running import progress_bar
 from hdcrf.video_files import VideoWriter, read_video
@@ -91,8 +91,8 @@ def refuse(*arguments, code=2):
     return result.stderr
 
 
-def write_clip(name, frames):
-    with open(name, "wb") as file, VideoWriter(file, frames[0].shape[:2], 25) as writer:
+def write_clip(name, frames, rate=25):
+    with open(name, "wb") as file, VideoWriter(file, frames[0].shape[:2], rate) as writer:
         for frame in frames:
             writer.write(frame)
 
@@ -255,6 +255,7 @@ class TestRefusals:
             (("-o", "out.mp4", "--window", 0), "not in the range"),
             (("-o", "out.mp4", "--window", 8, "--overlap", 5), "at most half of --window 8, got 5"),
             (("-o", "out.mp4", "--rate", 0), "not in the range"),
+            (("-o", "out.mp4", "--rate", 9e-5), "not in the range 0.0001<=x<=1000"),
             (("-o", "out.mp4", "--appearance-sigma-rgb", "1e-9"), "is too small: pixel"),
             (("-o", "out.mp4", "--compatibility", "p.npy"), "compatibility"),
             (("-o", "out.mp4", "--gt-prob", 0.7), "No such option"),
@@ -267,6 +268,12 @@ class TestRefusals:
         write_clip("bad.mp4", clip)
         message = refuse("bad.mp4", "--probabilities", "p.npy", "-o", "bad.mp4")
         assert "--output bad.mp4 is also the file of CLIP" in message
+
+    def test_a_clip_that_is_too_slow(self, clip, monkeypatch):
+        write_clip("bad.mp4", clip, 1e-3)
+        monkeypatch.setattr(video_files, "SLOWEST", 1e-2)
+        message = refuse("bad.mp4", *START[1:])
+        assert "video bad.mp4: `rate` must be at least 0.01 frames a second, got 0.001" in message
 
     def test_no_video(self):
         assert "video missing.mp4 does not exist" in refuse("missing.mp4", *START[1:])

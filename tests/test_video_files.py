@@ -299,10 +299,11 @@ class TestWrite:
         # The row and column that were added repeat the last, rather than being black.
         assert np.abs(next(iter(video)).astype(int) - COLOURS[0]).max() <= CODING
 
-    @pytest.mark.parametrize("rate", [25, 29.97, Fraction(30000, 1001), 0.5, 240])
+    @pytest.mark.parametrize("rate", [25, 29.97, Fraction(30000, 1001), 0.5, 240, 1e-4, 3e-4, 0.015])
     def test_rate(self, rate, tmp_path):
-        video = read_video(write(tmp_path / "a.mp4", frames(5), rate))
+        video = read_video(write(tmp_path / "a.mp4", frames(30), rate))
         assert float(video.rate) == pytest.approx(float(rate))
+        assert len(list(video)) == 30
 
     def test_colours_are_tagged(self, tmp_path):
         with av.open(str(write(tmp_path / "a.mp4", frames(2)))) as file:
@@ -363,6 +364,9 @@ class TestWrite:
             write(tmp_path / "a.mp4", [], shape=(0, 4))
         for rate in (0, -1, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="`rate` must be a positive number of frames a second"):
+                write(tmp_path / "a.mp4", [], rate)
+        for rate in (9e-5, Fraction(1, 10**9)):
+            with pytest.raises(ValueError, match=r"`rate` must be at least 0\.0001 frames a second, got"):
                 write(tmp_path / "a.mp4", [], rate)
         for frame in (np.zeros((48, 65, 3), np.uint8), np.zeros((*SHAPE, 3)), np.zeros(SHAPE, np.uint8)):
             with pytest.raises(
