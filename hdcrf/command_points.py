@@ -208,7 +208,7 @@ def points(
     colours = pictures.palette(len(start.values))[refined]
     writers: dict[str, Callable[[BinaryIO, Path], str]] = {
         "--output": lambda file, path: _write_cloud(
-            file, path, source, start.values[refined], None if keep_colours else colours
+            file, path, source, start.values[refined], None if keep_colours else colours, note
         ),
         "--overlay": lambda file, path: _write_view(file, path, source, colours, opacity),
         "--save-marginals": lambda file, path: _write_marginals(file, path, marginals, start),
@@ -340,8 +340,11 @@ def _write_cloud(
     cloud: Cloud,
     labels: NDArray[np.int64],
     colours: NDArray[np.uint8] | None,
+    note: Note,
 ) -> str:
-    write_points(file, cloud, labels, path.suffix, colours=colours)
+    write_points(
+        file, cloud, labels, path.suffix, colours=colours, note=lambda said: note(f"--output {path}: {said}")
+    )
     return f"{len(labels)} points"
 
 

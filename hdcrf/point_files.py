@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdcrf.array_files import read_arrays
-from hdcrf.files import InputError, Note, check_file, import_extra, reason
+from hdcrf.files import InputError, Note, check_file, ignore, import_extra, reason
 from hdcrf.point_headers import check_las, check_pcd, check_ply
 
 __all__ = ["SUFFIXES", "Attribute", "Cloud", "check_packages", "read_points", "write_points"]
@@ -35,8 +35,8 @@ _INTENSITIES = ("intensity", "intensities", "scalar_intensity", "reflectance")
 _COLOURED = {0: 2, 1: 3, 4: 5, 6: 7, 9: 10}
 """For each point format of LAS without colours, the one with them."""
 
-_FIVE_BITS = range(6)
-"""The point formats of LAS whose classification goes up to 31; that of the others goes up to 255."""
+_EIGHT_BITS = {0: 7, 1: 7, 2: 7, 3: 7, 4: 9, 5: 10}
+"""For each point format of LAS whose classification goes up to 31, one like it where it goes up to 255."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,17 @@ def write_points(
     suffix: str,
     *,
     colours: NDArray[np.uint8] | None = None,
+    note: Note = warnings.warn,
 ) -> None:
     """Write a point cloud with labels.
 
-    A cloud that was read from LAS or LAZ and is written as either keeps all that it had, and its positions
-    bit for bit; where its point format has no room for colours or for labels above 31, one that has is taken.
-    The positions of other clouds are rounded there to the finest power of ten in which their extent fits 32
-    bits.
+    A cloud that was read from LAS or LAZ and is written as either, unchanged, keeps all that it had but
+    waveforms within the file, and its positions bit for bit; where its point format has no room for colours
+    or for labels above 31, one that has is taken, in which scan angles have finer steps.
+
+    Other clouds, and those that were changed since, are written there from their arrays alone: positions
+    rounded to the finest power of ten in which their extent fits 31 bits, intensities to 16 bits, and no
+    normals.
 
     Args:
         file: Open for writing, seekable.
@@ -123,12 +127,15 @@ def write_points(
         labels: (N,) from 0 on; at most 255 in LAS and LAZ.
         suffix: ".las", ".laz", ".ply", ".pcd" or ".npz".
         colours: (N, 3), such as a palette's, in place of the cloud's own.
+        note: Called with a sentence for what is scaled, rounded to fewer digits, or left out.
 
     Raises:
         InputError: If laspy or Open3D is needed and not installed.
-        ValueError: If the labels or colours have another shape, or do not fit the format.
+        ValueError: If the labels, the colours or what is in the cloud have another shape, are not finite, or
+            do not fit the format.
         OSError: If the file cannot be written.
     """
+    _check_cloud(cloud, recoloured=colours is not None)
     count = len(cloud.positions)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(f"`labels` must be {count} integers, got {labels.dtype} of shape {labels.shape}")
@@ -136,8 +143,6 @@ def write_points(
         raise ValueError(
             f"`colours` must have shape {(count, 3)} and dtype uint8, got {colours.shape} and {colours.dtype}"
         )
-    if colours is None and cloud.colours is not None:
-        colours = np.rint(cloud.colours).astype(np.uint8)
     suffix = suffix.lower()
     most = 255 if suffix in (".las", ".laz") else np.iinfo(np.int32).max
     if not 0 <= labels.min() <= labels.max() <= most:
@@ -148,9 +153,9 @@ def write_points(
     if suffix == ".npz":
         _write_arrays(file, cloud, labels, colours)
     elif suffix in (".las", ".laz"):
-        _write_las(file, cloud, labels, colours, suffix)
+        _write_las(file, cloud, labels, colours, suffix, note)
     elif suffix in (".ply", ".pcd"):
-        _write_by_open3d(file, cloud, labels, colours, suffix)
+        _write_by_open3d(file, cloud, labels, colours, suffix, note)
     else:
         raise ValueError(f"`suffix` must be one of {', '.join(SUFFIXES)}, got {suffix!r}")
 
@@ -169,6 +174,27 @@ def check_packages(suffix: str, purpose: str) -> None:
         _laspy(suffix.lower(), purpose)
     elif suffix.lower() in (".ply", ".pcd"):
         _open3d(suffix.lower(), purpose)
+
+
+def _check_cloud(cloud: Cloud, recoloured: bool) -> None:
+    """Check what is written; a cloud need not come from a file."""
+    count = len(cloud.positions)
+    if count == 0:
+        raise ValueError("`cloud` must have at least one point")
+    for name in ("positions", "normals", "intensities", *(() if recoloured else ("colours",))):
+        values = getattr(cloud, name)
+        shape = (count,) if name == "intensities" else (count, 3)
+        if values is not None and (values.shape != shape or not np.isfinite(values).all()):
+            what = f"shape {values.shape}" if values.shape != shape else "some that are not"
+            raise ValueError(f"`cloud.{name}` must be finite numbers of shape {shape}, got {what}")
+    if not recoloured and cloud.colours is not None:
+        low, high = cloud.colours.min(), cloud.colours.max()
+        if low < 0 or high > 255:
+            raise ValueError(f"`cloud.colours` must lie from 0 to 255, got {low:g} to {high:g}; scale them")
+
+
+def _own_colours(cloud: Cloud) -> NDArray[np.uint8] | None:
+    return None if cloud.colours is None else np.rint(cloud.colours).astype(np.uint8)
 
 
 def _named_arrays(path: Path, note: Note) -> dict[str, NDArray[Any]]:
@@ -216,9 +242,11 @@ def _from_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], note: Note, las
 def _whole_numbers(path: Path, labels: NDArray[Any]) -> NDArray[np.int64]:
     # Some programs store labels as floating-point numbers.
     fraction = labels != np.rint(labels)
-    if fraction.any() or np.abs(labels.astype(np.float64)).max() > 2**53:
-        first = int(fraction.argmax())
-        raise InputError(f"points {path}: labels must be whole numbers, got {labels[first]} at point {first}")
+    wrong = fraction | (np.abs(labels.astype(np.float64)) > 2**53)
+    if wrong.any():
+        first = int(wrong.argmax())
+        must = "be whole numbers" if fraction[first] else "lie within ±2**53"
+        raise InputError(f"points {path}: labels must {must}, got {labels[first]} at point {first}")
     return labels.astype(np.int64)
 
 
@@ -228,6 +256,7 @@ def _to_bytes(
     """Scale colours to 0..255: from 0..1 if they are floating-point, and from 16 bits."""
     highest = colours.max()
     if dtype == np.uint16 and highest > 255:
+        note(f"points {path}: colours of 16 bits scaled to 0..255")
         return (colours / 257).astype(np.float32)
     if dtype.kind == "f" and 0 < highest <= 1:
         note(f"points {path}: colours from 0 to 1 scaled to 0..255")
@@ -243,6 +272,7 @@ def _write_arrays(
     file: BinaryIO, cloud: Cloud, labels: NDArray[Any], colours: NDArray[np.uint8] | None
 ) -> None:
     arrays: dict[str, Any] = {"positions": cloud.positions, "labels": labels}
+    colours = _own_colours(cloud) if colours is None else colours
     others = {"colours": colours, "normals": cloud.normals, "intensities": cloud.intensities}
     arrays.update({name: array for name, array in others.items() if array is not None})
     np.savez_compressed(file, **arrays)
@@ -261,19 +291,21 @@ def _read_las(path: Path, note: Note) -> Cloud:
         las = laspy.read(path)
         if len(las.points) != las.header.point_count:
             raise ValueError(f"it ends after {len(las.points)} of {las.header.point_count} points")
-        arrays = {
-            "positions": np.asarray(las.xyz),
-            "intensities": np.asarray(las.intensity),
-            "labels": np.asarray(las.classification),
-        }
-        if "red" in las.point_format.dimension_names:
-            arrays["colours"] = np.stack([las.red, las.green, las.blue], axis=1)
-    for name in ("colours", "intensities"):
-        if name in arrays and not arrays[name].any():
-            del arrays[name]
+        arrays = _las_arrays(las)
     if "colours" in arrays and arrays["colours"].max() <= 255:
         note(f"points {path}: no colour is above 255, so they are taken as 8 bits")
     return _from_arrays(path, arrays, note, las)
+
+
+def _las_arrays(las: Any) -> dict[str, NDArray[Any]]:
+    arrays = {
+        "positions": np.asarray(las.xyz),
+        "intensities": np.asarray(las.intensity),
+        "labels": np.asarray(las.classification),
+    }
+    if "red" in las.point_format.dimension_names:
+        arrays["colours"] = np.stack([las.red, las.green, las.blue], axis=1)
+    return {name: array for name, array in arrays.items() if name in ("positions", "labels") or array.any()}
 
 
 def _write_las(
@@ -282,30 +314,69 @@ def _write_las(
     labels: NDArray[Any],
     colours: NDArray[np.uint8] | None,
     suffix: str,
+    note: Note,
 ) -> None:
     laspy = _laspy(suffix, "writing")
-    las = cloud._las
-    if las is None:
-        # The finest decimal step in which the extent fits 32 bits.
-        lowest, highest = cloud.positions.min(0), cloud.positions.max(0)
-        extent = float((highest - lowest).max())
-        header = laspy.LasHeader(point_format=6, version="1.4")
-        header.offsets = lowest
-        header.scales = np.full(3, 10.0 ** np.ceil(np.log10(max(extent, 1e-6) / 2**31)))
-        las = laspy.LasData(header)
-        las.xyz = cloud.positions
-        if cloud.intensities is not None and 0 <= cloud.intensities.min() <= cloud.intensities.max() <= 65535:
-            las.intensity = np.rint(cloud.intensities).astype(np.uint16)
-    point_format = las.header.point_format.id
-    if point_format in _FIVE_BITS and labels.max() > 31:
-        point_format = 7
+    if cloud.normals is not None:
+        note(f"normals left out, for which {suffix} files have no place")
+    before = cloud._las
+    if before is not None and not _is_as_read(cloud, recoloured=colours is not None):
+        note("the points were changed since they were read: what else their file holds is left out")
+        before = None
+    if before is None:
+        before = _new_las(laspy, cloud, suffix, note)
+        colours = _own_colours(cloud) if colours is None else colours
+    elif before.header.global_encoding.waveform_data_packets_internal:
+        note("waveforms within the file that was read are left out; keep it for them")
+    point_format = before.header.point_format.id
+    if labels.max() > 31:
+        point_format = _EIGHT_BITS.get(point_format, point_format)
     if colours is not None:
         point_format = _COLOURED.get(point_format, point_format)
-    las = laspy.convert(las, point_format_id=point_format)  # a copy
+    las = laspy.convert(before, point_format_id=point_format)  # a copy
+    names = [set(each.point_format.dimension_names) for each in (before, las)]
+    if "scan_angle_rank" in names[0] and "scan_angle" in names[1]:
+        las.scan_angle = np.rint(np.asarray(before.scan_angle_rank) / 0.006).astype(np.int16)  # from degrees
     las.classification = labels.astype(np.uint8)
     if colours is not None:
         las.red, las.green, las.blue = colours.astype(np.uint16).T * 257
     las.write(file, do_compress=suffix == ".laz")
+
+
+def _is_as_read(cloud: Cloud, recoloured: bool) -> bool:
+    """Whether a cloud still has what its LAS file has, but for what is written anew."""
+    read = _from_arrays(Path(), _las_arrays(cloud._las), ignore)
+    for name in ("positions", "intensities", *(() if recoloured else ("colours",))):
+        now, then = getattr(cloud, name), getattr(read, name)
+        if (now is None) != (then is None) or (now is not None and not np.array_equal(now, then)):
+            return False
+    return True
+
+
+def _new_las(laspy: Any, cloud: Cloud, suffix: str, note: Note) -> Any:
+    # The finest decimal step in which the extent fits 31 bits.
+    lowest, highest = cloud.positions.min(0), cloud.positions.max(0)
+    extent = float((highest - lowest).max())
+    header = laspy.LasHeader(point_format=6, version="1.4")
+    header.offsets = lowest
+    header.scales = np.full(3, 10.0 ** np.ceil(np.log10(max(extent, 1e-6) / (2**31 - 1))))
+    las = laspy.LasData(header)
+    las.xyz = cloud.positions
+    if cloud.intensities is not None:
+        las.intensity = _las_intensities(cloud.intensities, suffix, note)
+    return las
+
+
+def _las_intensities(intensities: NDArray[np.float32], suffix: str, note: Note) -> NDArray[np.uint16]:
+    low, high = float(intensities.min()), float(intensities.max())
+    whole = np.rint(intensities)
+    if low < 0 or high > 65535 or (high <= 1 and (whole != intensities).any()):
+        low, high = min(low, 0.0), max(high, 1.0)
+        note(f"intensities from {low:g} to {high:g} scaled to 0..65535 for {suffix}")
+        whole = np.rint((intensities.astype(np.float64) - low) * (65535 / (high - low)))
+    elif (whole != intensities).any():
+        note(f"intensities rounded to whole numbers for {suffix}")
+    return whole.astype(np.uint16)
 
 
 def _open3d(suffix: str, purpose: str) -> Any:
@@ -375,11 +446,12 @@ def _write_by_open3d(
     labels: NDArray[Any],
     colours: NDArray[np.uint8] | None,
     suffix: str,
+    note: Note,
 ) -> None:
     open3d = _open3d(suffix, "writing")
     points = open3d.t.geometry.PointCloud(open3d.core.Tensor(cloud.positions))
     attributes = {
-        "colors": colours,
+        "colors": _own_colours(cloud) if colours is None else colours,
         # Open3D 0.20 writes the header of a PCD file as if the normals had the type of the positions.
         "normals": None if cloud.normals is None else cloud.normals.astype(np.float64),
         "intensity": None if cloud.intensities is None else cloud.intensities[:, None],
@@ -391,7 +463,7 @@ def _write_by_open3d(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"points{suffix}"
         try:
-            with _raised_warnings(open3d, warnings.warn):
+            with _raised_warnings(open3d, note):
                 done = open3d.t.io.write_point_cloud(str(path), points)
             if not done:
                 raise OSError(f"Open3D could not write a {suffix} file")

@@ -12,6 +12,7 @@ from PIL import Image
 import hdcrf
 from hdcrf import command_points, command_running
 from hdcrf.command_line import commands
+from hdcrf.files import ignore
 from hdcrf.pictures import palette
 from hdcrf.point_files import read_points, write_points
 
@@ -156,12 +157,12 @@ class TestResult:
         pytest.importorskip("laspy")
         source = read_points(folder / "cloud.npz")
         with open(f"in{suffix}", "wb") as file:
-            write_points(file, source, np.maximum(said, 0), suffix)
+            write_points(file, source, np.maximum(said, 0), suffix, note=ignore)
         succeed(f"in{suffix}", "--annotation", "--unknown", 0, "-o", f"out{suffix}", *FAST, "--quiet")
         succeed(*ANNOTATION, *FAST)
         # Positions are rounded a little in LAS.
         expected = read_points(folder / "out.npz")
-        found = read_points(folder / f"out{suffix}")
+        found = read_points(folder / f"out{suffix}", note=ignore)
         assert (found.labels == expected.labels).mean() > 0.995
         np.testing.assert_array_equal(found.colours, palette(2)[np.where(found.labels == 6, 1, 0)])
         np.testing.assert_allclose(found.positions, expected.positions, atol=1e-6)
@@ -170,13 +171,21 @@ class TestResult:
         pytest.importorskip("laspy")
         source = read_points(folder / "cloud.npz")
         with open("in.las", "wb") as file:
-            write_points(file, source, np.maximum(said, 0), ".las")
+            write_points(file, source, np.maximum(said, 0), ".las", note=ignore)
         result = succeed("in.las", "--annotation", "-o", "out.las", *FAST)
         assert "label 0, never classified, is unknown" in result.stderr
         assert "2 of 2 labels found" in result.stdout
         result = succeed("in.las", "--annotation", "--unknown", -1, "-o", "out.las", *FAST)
-        assert result.stderr == ""
+        assert result.stderr == "Note: points in.las: colours of 16 bits scaled to 0..255\n"
         assert "of 3 labels found" in result.stdout
+
+    def test_what_las_has_no_place_for_is_said(self, folder):
+        pytest.importorskip("laspy")
+        result = succeed(*ANNOTATION[:-1], "out.las", *FAST)
+        assert result.stderr == (
+            "Note: --output out.las: normals left out, for which .las files have no place\n"
+        )
+        assert succeed(*ANNOTATION[:-1], "out.las", *FAST, "--quiet").stderr == ""
 
     def test_colours_are_kept(self, folder):
         succeed(*ANNOTATION, *FAST, "--keep-colours")

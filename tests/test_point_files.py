@@ -7,12 +7,13 @@ import struct
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hdcrf import point_files
-from hdcrf.files import InputError, whole_files
+from hdcrf.files import InputError, ignore, whole_files
 from hdcrf.point_files import Cloud, read_points, write_points
 
 laspy = pytest.importorskip("laspy")
@@ -49,9 +50,9 @@ def notes():
     return []
 
 
-def write(path, cloud=FULL, labels=LABELS, **options):
+def write(path, cloud=FULL, labels=LABELS, note=ignore, **options):
     with whole_files([path]) as (file,):
-        write_points(file, cloud, labels, path.suffix, **options)
+        write_points(file, cloud, labels, path.suffix, note=note, **options)
     return path
 
 
@@ -92,14 +93,18 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("suffix", [".las", ".laz", ".LAZ"])
     def test_las(self, suffix, tmp_path, notes):
-        cloud = read_points(write(tmp_path / f"a{suffix}"), note=notes.append)
+        path = write(tmp_path / f"a{suffix}", note=notes.append)
+        cloud = read_points(path, note=notes.append)
         # 100 of 2³² steps of 1e-7, and half of one is what rounding costs; the rest is that of float64.
         np.testing.assert_allclose(cloud.positions, POSITIONS, rtol=0, atol=0.51e-7 + 1e-9)
         np.testing.assert_array_equal(cloud.colours, COLOURS)
         np.testing.assert_array_equal(cloud.intensities, INTENSITIES)
         np.testing.assert_array_equal(cloud.labels, LABELS)
         assert cloud.normals is None
-        assert notes == []
+        assert notes == [
+            f"normals left out, for which {suffix.lower()} files have no place",
+            f"points {path}: colours of 16 bits scaled to 0..255",
+        ]
 
     @pytest.mark.parametrize("suffix", EVERY)
     def test_positions_alone(self, suffix, tmp_path):
@@ -112,7 +117,8 @@ class TestRoundTrip:
     def test_one_point_in_other_colours(self, suffix, tmp_path):
         palette = np.array([[1, 2, 255]], np.uint8)
         one = Cloud(POSITIONS[:1], COLOURS[:1].astype(np.float32))
-        cloud = read_points(write(tmp_path / f"a{suffix}", one, np.array([3]), colours=palette))
+        path = write(tmp_path / f"a{suffix}", one, np.array([3]), colours=palette)
+        cloud = read_points(path, note=ignore)
         np.testing.assert_array_equal(cloud.colours, palette)
         np.testing.assert_allclose(cloud.positions, POSITIONS[:1], rtol=1e-12)
 
@@ -120,7 +126,7 @@ class TestRoundTrip:
     def test_labels_that_do_not_fit(self, suffix, tmp_path):
         most = 255 if suffix in (".las", ".laz") else 2**31 - 1
         write(tmp_path / f"a{suffix}", labels=np.where(LABELS == 1, most, 0))
-        assert read_points(tmp_path / f"a{suffix}").labels.max() == most
+        assert read_points(tmp_path / f"a{suffix}", note=ignore).labels.max() == most
         for wrong in (most + 1, -1):
             with pytest.raises(ValueError, match=rf"`labels` must lie from 0 to {most} in a {suffix} file"):
                 write(tmp_path / f"b{suffix}", labels=np.where(LABELS == 1, wrong, 0))
@@ -135,15 +141,39 @@ class TestRoundTrip:
                 write_points(io.BytesIO(), FULL, LABELS, ".npz", colours=colours)
         with pytest.raises(ValueError, match=r"`suffix` must be one of \.las"):
             write_points(io.BytesIO(), FULL, LABELS, ".xyz")
+        with pytest.raises(ValueError, match="`cloud` must have at least one point"):
+            write_points(io.BytesIO(), Cloud(POSITIONS[:0]), LABELS[:0], ".npz")
+
+    @pytest.mark.parametrize("suffix", EVERY)
+    def test_clouds_that_no_file_could_hold(self, suffix, tmp_path):
+        for name, values, message in (
+            ("positions", np.where(POSITIONS > 9, np.inf, 0), "must be finite numbers of shape"),
+            ("colours", FULL.colours[1:], r"must be finite numbers of shape \(50, 3\), got shape \(49, 3\)"),
+            (
+                "colours",
+                FULL.colours * np.float32(np.nan),
+                "finite numbers .*, got some that are not",
+            ),
+            ("colours", FULL.colours - 1, "must lie from 0 to 255, got -1 to 250; scale them"),
+            ("colours", FULL.colours + 9, "must lie from 0 to 255, got 9 to 260; scale them"),
+            ("normals", NORMALS[:, :2], r"must be finite numbers of shape \(50, 3\)"),
+            ("intensities", INTENSITIES[:, None], r"of shape \(50,\), got shape \(50, 1\)"),
+            ("intensities", INTENSITIES * np.float32(np.nan), "must be finite numbers"),
+        ):
+            with pytest.raises(ValueError, match=rf"`cloud\.{name}` .*{message}"):
+                write(tmp_path / f"a{suffix}", replace(FULL, **{name: values}))
+        assert list(tmp_path.iterdir()) == []
+        # What is not written may be anything.
+        write(tmp_path / f"a{suffix}", replace(FULL, colours=FULL.colours - 1), colours=COLOURS)
 
 
 class TestLas:
     @pytest.mark.parametrize(("before", "after"), [("las", "las"), ("laz", "laz"), ("laz", "las")])
-    def test_what_else_it_holds_is_kept(self, before, after, tmp_path):
+    def test_what_else_it_holds_is_kept(self, before, after, tmp_path, notes):
         times = np.linspace(0, 9, COUNT)
         path = save_las(tmp_path / f"a.{before}", gps_time=times, intensity=INTENSITIES.astype(np.uint16))
-        cloud = read_points(path)
-        write(tmp_path / f"b.{after}", cloud, LABELS, colours=255 - COLOURS)
+        cloud = read_points(path, note=ignore)
+        write(tmp_path / f"b.{after}", cloud, LABELS, colours=255 - COLOURS, note=notes.append)
         first, second = laspy.read(path), laspy.read(tmp_path / f"b.{after}")
         for axis in "XYZ":
             np.testing.assert_array_equal(first[axis], second[axis])
@@ -156,6 +186,7 @@ class TestLas:
         np.testing.assert_array_equal(second.red, (255 - COLOURS[:, 0]).astype(np.uint16) * 257)
         np.testing.assert_array_equal(second.classification, LABELS)
         assert not np.asarray(first.classification).any()
+        assert notes == []
         # The cloud itself is as it was.
         np.testing.assert_array_equal(cloud.labels, 0)
         assert not np.asarray(cloud._las.classification).any()
@@ -168,6 +199,11 @@ class TestLas:
             (1, 32, False, 7),
             (1, 5, True, 3),
             (2, 200, True, 7),
+            (4, 31, False, 4),
+            (4, 32, False, 9),
+            (4, 32, True, 10),
+            (5, 31, True, 5),
+            (5, 32, False, 10),
             (6, 255, False, 6),
             (6, 255, True, 7),
             (8, 255, True, 8),
@@ -183,6 +219,92 @@ class TestLas:
         np.testing.assert_array_equal(las.xyz, laspy.read(path).xyz)
         if coloured:
             np.testing.assert_array_equal(las.blue, COLOURS[:, 2].astype(np.uint16) * 257)
+
+    @pytest.mark.parametrize("suffix", [".las", ".laz"])
+    @pytest.mark.parametrize("point_format", range(6))
+    def test_labels_above_31_cost_nothing(self, point_format, suffix, tmp_path):
+        generator = np.random.default_rng(1)
+        empty = laspy.PointFormat(point_format)
+        dimensions = {
+            dimension.name: generator.integers(0, 2 if dimension.num_bits == 1 else 7, COUNT)
+            for dimension in empty.dimensions
+            if dimension.name not in ("X", "Y", "Z", "classification")
+        }
+        dimensions["scan_angle_rank"] = np.linspace(-90, 90, COUNT).astype(np.int8)
+        path = save_las(tmp_path / "a.las", point_format, None, **dimensions)
+        write(tmp_path / f"b{suffix}", read_points(path, note=ignore), LABELS + 200)
+        las = laspy.read(tmp_path / f"b{suffix}")
+        np.testing.assert_array_equal(las.classification, LABELS + 200)
+        # In steps of 0.006 degrees there, and half of one is what rounding costs.
+        angles = np.asarray(las.scan_angle) * 0.006
+        np.testing.assert_allclose(angles, dimensions.pop("scan_angle_rank"), rtol=0, atol=0.0031)
+        for name, values in dimensions.items():
+            np.testing.assert_array_equal(las[name], values)
+
+    def test_colours_of_16_bits_are_kept(self, tmp_path):
+        wide = WIDE + np.uint16(1) * (WIDE < 65535)  # some that are no multiple of 257
+        path = save_las(tmp_path / "a.las", colours=wide)
+        write(tmp_path / "b.las", read_points(path, note=ignore))
+        las = laspy.read(tmp_path / "b.las")
+        np.testing.assert_array_equal(np.stack([las.red, las.green, las.blue], 1), wide)
+
+    def test_waveforms_within_the_file(self, tmp_path, notes):
+        path = save_las(tmp_path / "a.las", 4, None)
+        content = bytearray(path.read_bytes())
+        content[6] |= 2  # of the global encoding
+        path.write_bytes(content)
+        write(tmp_path / "b.las", read_points(path), note=notes.append)
+        assert notes == ["waveforms within the file that was read are left out; keep it for them"]
+
+    @pytest.mark.parametrize("change", ["positions", "intensities", "colours", "no_colours", "points"])
+    def test_a_cloud_that_was_changed(self, change, tmp_path, notes):
+        path = save_las(tmp_path / "a.las", intensity=INTENSITIES.astype(np.uint16))
+        cloud = read_points(path, note=ignore)
+        if change == "points":
+            half = {name: getattr(cloud, name)[::2] for name in ("positions", "colours", "intensities")}
+            changed = replace(cloud, **half)
+        elif change == "no_colours":
+            changed = replace(cloud, colours=None)
+        else:
+            changed = replace(cloud, **{change: getattr(cloud, change)[::-1]})
+        write(tmp_path / "b.las", changed, LABELS[: len(changed.positions)], note=notes.append)
+        written = read_points(tmp_path / "b.las", note=ignore)
+        np.testing.assert_allclose(written.positions, changed.positions, rtol=0, atol=0.51e-7 + 1e-9)
+        np.testing.assert_array_equal(written.intensities, changed.intensities)
+        if change == "no_colours":
+            assert written.colours is None
+        else:
+            np.testing.assert_array_equal(written.colours, changed.colours)
+        assert notes == [
+            "the points were changed since they were read: what else their file holds is left out"
+        ]
+
+    @pytest.mark.parametrize("places", range(-6, 7))
+    def test_extents_that_just_fit(self, places, tmp_path):
+        for extent in (2**31 - 2, 2**31 - 1, 2**31):
+            positions = np.array([(0, 1, 2), (extent, 1, 2)]) * 10.0**places
+            path = write(tmp_path / "a.las", Cloud(positions), LABELS[:2])
+            step = 10.0 ** (places + (extent == 2**31))
+            # Half a step of rounding, and that of float64.
+            np.testing.assert_allclose(read_points(path).positions, positions, rtol=1e-15, atol=0.51 * step)
+
+    @pytest.mark.parametrize(
+        ("given", "expected", "said"),
+        [
+            ([0, 1, 65535], [0, 1, 65535], None),
+            ([0, 1, 1], [0, 1, 1], None),
+            ([0, 0.2, 1], [0, 13107, 65535], "from 0 to 1 scaled to 0..65535 for .las"),
+            ([0, 0.2, 0.4], [0, 13107, 26214], "from 0 to 1 scaled to 0..65535 for .las"),
+            ([0, 131070, 262140], [0, 32768, 65535], "from 0 to 262140 scaled to 0..65535 for .las"),
+            ([-1, 0, 2], [0, 21845, 65535], "from -1 to 2 scaled to 0..65535 for .las"),
+            ([0, 0.4, 7.6], [0, 0, 8], "rounded to whole numbers for .las"),
+        ],
+    )
+    def test_intensities_of_other_ranges(self, given, expected, said, tmp_path, notes):
+        cloud = Cloud(POSITIONS[:3], intensities=np.array(given, np.float32))
+        path = write(tmp_path / "a.las", cloud, LABELS[:3], note=notes.append)
+        np.testing.assert_array_equal(read_points(path).intensities, expected)
+        assert notes == ([] if said is None else [f"intensities {said}"])
 
     def test_colours_of_eight_bits(self, tmp_path, notes):
         path = save_las(tmp_path / "a.las", colours=COLOURS.astype(np.uint16))
@@ -374,6 +496,14 @@ class TestArrays:
             np.savez(tmp_path / "a.npz", **{"positions": POSITIONS, name: array})
             with pytest.raises(InputError, match=message):
                 read_points(tmp_path / "a.npz")
+
+    @pytest.mark.parametrize("value", [2**53 + 2, -(2**53) - 2, 2**63 - 1])
+    def test_labels_that_are_too_large(self, value, tmp_path):
+        labels = LABELS.copy()
+        labels[7] = value
+        np.savez(tmp_path / "a.npz", positions=POSITIONS, labels=labels)
+        with pytest.raises(InputError, match=rf"labels must lie within ±2\*\*53, got {value} at point 7"):
+            read_points(tmp_path / "a.npz")
 
     @pytest.mark.parametrize("name", ["positions", "colours", "normals", "intensities"])
     def test_not_finite(self, name, tmp_path):
