@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LABELS = len(CITY)
 CHANNELS = 4
-BACKBONE_RATE, JOINT_RATE, HEAD_RATE = 1e-2, 2e-3, 3e-2
+BACKBONE_RATE, JOINT_RATE, HEAD_RATE = 1e-2, 3e-4, 3e-2
 
 
 class Scene(NamedTuple):
