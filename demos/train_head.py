@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hdcrf import TrilateralCRF
-from hdcrf.image_files import whole_files
+from hdcrf.files import whole_files
 from hdcrf.pictures import palette
 from voxel import SparseTensor
 
