@@ -143,7 +143,6 @@ def main(out_dir: Path, scenes: int, frames: int, epochs: int, joint_epochs: int
         raise click.ClickException(f"cannot make the folder {out_dir} ({error.strerror})") from error
     training = make_scenes(seed, scenes, frames)
     held_out = make_scenes(seed, 4, frames, held_out=True)
-    example = held_out[0]
 
     torch.manual_seed(seed)
     backbone = SparseUNet(CHANNELS, LABELS)
@@ -162,16 +161,22 @@ def main(out_dir: Path, scenes: int, frames: int, epochs: int, joint_epochs: int
         return iou
 
     alone = follow(backbone, "U-Net alone", epochs, {backbone: BACKBONE_RATE})
-    labels_alone = predict(backbone, example.voxels)
+    labels_alone = [predict(backbone, scene.voxels) for scene in held_out]
     net = WithHead(backbone, new_head(**LEARN_ALL))
     together = follow(net, "U-Net and head", joint_epochs, {net.backbone: JOINT_RATE, net.head: HEAD_RATE})
-    labels_together = predict(net, example.voxels)
+    labels_together = [predict(net, scene.voxels) for scene in held_out]
 
+    # Show where the head changed most, for better or worse.
+    frame = frames // 2
+    example, before, after = max(
+        zip(held_out, labels_alone, labels_together, strict=True),
+        key=lambda of: int((of[1] != of[2])[of[0].voxels.coordinates[:, 4] == frame].sum()),
+    )
     head = net.head
     figures = {
         "training.png": curves(losses, scores, epochs),
         "compatibility.png": matrix_plot((head.weight * head.compatibility.matrix()).detach().numpy(), CITY),
-        "scene.png": scene_figure(example, labels_alone, labels_together, frames // 2),
+        "scene.png": scene_figure(example, before, after, frame),
     }
     paths = [out_dir / name for name in figures]
     with whole_files(paths) as files:
