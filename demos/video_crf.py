@@ -104,6 +104,8 @@ def main(out_dir: Path, frames: int, size: int) -> None:
             write_video(files[2], video, labels, colours)
     for path in paths:
         click.echo(path)
+    if len(paths) == 3:
+        click.echo("In the video: the frame and the network above, each frame alone and as a video below.")
     click.echo(f"{time.perf_counter() - start:.1f} s. Look at {paths[0].name} first.")
 
 
