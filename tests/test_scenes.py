@@ -289,3 +289,19 @@ class TestMovingVoxels:
         assert coordinates.shape == (0, 4)
         assert colours.shape == (0, 3)
         assert labels.shape == (0,)
+
+
+class TestScores:
+    def test_mean_iou(self):
+        truth = np.array([0, 0, 0, 1, 1, 3])
+        labels = np.array([0, 0, 1, 1, -1, 3])
+        # 2 of 3, 1 of 3, and all of the last; class 2 is in neither.
+        assert scenes.mean_iou(labels, truth, 4) == pytest.approx((2 / 3 + 1 / 3 + 1) / 3)
+        assert scenes.mean_iou(truth, truth, 4) == 1
+
+    def test_flicker(self):
+        truth = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 1]], [[0, 0, 0, 1]]])
+        labels = np.array([[[0, 1, 1, 1]], [[0, 0, 0, 1]], [[1, 0, 0, 0]]])
+        # The third pixel of the first step changes as the truth does.
+        np.testing.assert_array_equal(scenes.flicker(labels, truth), [0.25, 0.5])
+        assert not scenes.flicker(truth, truth).any()
