@@ -67,6 +67,10 @@ class Number(click.FloatRange):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Describe the range in the help, where there is one."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 _NUMBER = Number()
 _POSITIVE = Number(min=0, min_open=True)

@@ -198,7 +198,7 @@ def points(
         check_memory(count * _BYTES_A_POINT, f"points {cloud}: {count} at once", place, "give a --block")
     attributes = _attributes(context, cloud, source, use, model, note)
     start = _start(cloud, source, unknown, probabilities, gt_prob, note)
-    _check_values(cloud, start, output)
+    _check_values(cloud, start, output, note)
     began = time.perf_counter()
     crf = build_layer(hdcrf.PointCRF, len(start.values), place, compatibility=compatibility, **model)
     marginals = _refine(crf, start, source, attributes, block, overlap, place, quiet)
@@ -285,7 +285,7 @@ def _start(
     return start_from_annotation(f"points {path}", cloud.labels, unknown, gt_prob)
 
 
-def _check_values(path: Path, start: Start, output: Path) -> None:
+def _check_values(path: Path, start: Start, output: Path, note: Note) -> None:
     """Check before any work that the output can hold the labels."""
     low, high = int(start.values.min()), int(start.values.max())
     if low < 0:
@@ -298,6 +298,8 @@ def _check_values(path: Path, start: Start, output: Path) -> None:
             f"--output {output}: a {output.suffix} file holds labels up to {most}, and there are some up to "
             f"{high}" + ("; write .ply or .npz" if most == 255 else "")
         )
+    if most == 255 and low == 0:
+        note(f"--output {output}: in LAS, label 0 means never classified; read it back with --unknown -1")
 
 
 def _refine(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -192,15 +194,29 @@ class CRFLayer(nn.Module, ABC):
             "backend": self.backend,
         }
 
-    def _sigma(self, name: str, like: Tensor) -> Tensor:
-        """Return a bandwidth in the dtype of `like`, if it can be computed with."""
+    def _sigma(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Return a bandwidth, in the dtype of `like` if that is given, if it can be computed with."""
         sigma: Tensor = getattr(self, name)
         if not _FLOAT32.tiny < float(sigma.detach()) < _FLOAT32.max:
             raise ValueError(
                 f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, but "
                 f"training has brought it to {float(sigma.detach())}; lower the learning rate of bandwidths"
             )
-        return sigma.to(like)
+        return sigma if like is None else sigma.to(like)
+
+    def _warn_of_range(self, name: str, guide: Tensor, bandwidth: str, weight: str) -> None:
+        """Warn of a guide from 0 to 1 whose bandwidth was meant for 0 to 255."""
+        sigma = float(self._sigma(bandwidth).detach())
+        if not self._used[weight] or sigma < 2 or not guide.dtype.is_floating_point or not guide.numel():
+            return
+        low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
+        if low >= 0 and 0 < high <= 1:
+            warnings.warn(
+                f"`{name}` lies between {low:.3g} and {high:.3g}, but {bandwidth}={sigma:.3g} is in its "
+                f"units, so its values hardly matter; scale `{name}` to 0..255, or use "
+                f"{bandwidth}={sigma / 255:.3g}",
+                stacklevel=_levels_to_user(),
+            )
 
     def _mean_field(
         self,
@@ -272,14 +288,13 @@ class CRFLayer(nn.Module, ABC):
                 error.point,
                 error.axis,
             ) from error
-        if isinstance(operator, VoxelGrid) and not operator.linear:
-            learned = [name for name in dict.fromkeys(axes) if getattr(self, f"log_{name}").requires_grad]
-            if learned and torch.is_grad_enabled():
-                raise ValueError(
-                    f"`{learned[0]}` cannot be learned with method='voxel' in {operator.dimension} "
-                    "dimensions: beyond 6, the cubes are nearest ones, which do not change with it; use "
-                    "method='permutohedral', or leave bandwidths out of `learn`"
-                )
+        nearest = isinstance(operator, VoxelGrid) and not operator.linear
+        if nearest and torch.is_grad_enabled() and features.requires_grad:
+            raise ValueError(
+                f"method='voxel' has no gradient for bandwidths and guides in {operator.dimension} "
+                "dimensions: beyond 6, its cubes are nearest ones, which do not change with them; use "
+                "method='permutohedral', or leave bandwidths out of `learn` and detach the guide"
+            )
         return pairwise_kernel(operator, getattr(self, weight).to(features), self.normalization)
 
     def extra_repr(self) -> str:
@@ -332,3 +347,12 @@ def _log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
             f"got {value}"
         )
     return nn.Parameter(start, requires_grad=learn)
+
+
+def _levels_to_user() -> int:
+    """Return how many calls up, from who calls this, the first function is that is no library's."""
+    frame, level = sys._getframe(1), 1
+    libraries = ("hdcrf", "voxel", "torch")
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in libraries:
+        frame, level = frame.f_back, level + 1
+    return level

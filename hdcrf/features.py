@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -230,6 +231,8 @@ def _grid_features(guide: Tensor, steps: Sequence[Sigma], sigma_guide: Sigma) ->
 
 def check_spacing(spacing: object) -> tuple[float, ...]:
     """Return the distances of voxels along D, H and W if they are three positive numbers, else raise."""
+    if isinstance(spacing, Tensor | np.ndarray):
+        spacing = spacing.tolist()
     if not isinstance(spacing, Sequence) or isinstance(spacing, str) or len(spacing) != 3:
         raise ValueError(
             f"`spacing` must be three numbers, the distances of voxels along D, H and W, got {spacing!r}"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from hdcrf.crf_layer import CRFLayer, checked_guide, reshaped, working_precision
@@ -119,23 +116,8 @@ class GridCRF(CRFLayer):
             raise ValueError(f"`logits` must not be empty, got shape {tuple(logits.shape)}")
         check_finite("logits", logits)
         checked = checked_guide(guide, logits)
-        if guide.dtype.is_floating_point:
-            self._warn_of_range(guide)
+        self._warn_of_range("guide", guide, self._guide_bandwidth, "appearance_weight")
         return checked
-
-    def _warn_of_range(self, guide: Tensor) -> None:
-        sigma = float(self._sigma(self._guide_bandwidth, guide).detach())
-        if not self._used["appearance_weight"] or sigma < 2:
-            return
-        low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
-        if low >= 0 and 0 < high <= 1:
-            name = self._guide_bandwidth
-            warnings.warn(
-                f"`guide` lies between {low:.3g} and {high:.3g}, but {name}={sigma:.3g} is in "
-                f"the guide's units, so its values hardly matter; scale the guide to 0..255, or use "
-                f"{name}={sigma / 255:.3g}",
-                stacklevel=_levels_to_user(),
-            )
 
     def _kernels(self, guide: Tensor) -> list[PairwiseKernel]:
         kernels: list[PairwiseKernel] = []
@@ -150,15 +132,3 @@ class GridCRF(CRFLayer):
             shape, sigma = self._smoothness(guide)
             kernels.append(SmoothnessKernel(shape, sigma, weight, self.normalization, backend=self.backend))
         return kernels
-
-
-def _levels_to_user() -> int:
-    """Return how many calls up, from who calls this, the first function is that is no library's."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in (
-        "hdcrf",
-        "voxel",
-        "torch",
-    ):
-        frame, level = frame.f_back, level + 1
-    return level

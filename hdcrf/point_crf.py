@@ -196,6 +196,8 @@ class PointCRF(CRFLayer):
                     f"{sigma}=None"
                 )
             _check_rows(name, value, logits, 3 if name == "normals" else None)
+            if name == "colours":
+                self._warn_of_range(name, value, sigma, "appearance_weight")
             used[name] = value.to(logits.dtype)
         return used
 

@@ -16,6 +16,7 @@ from voxel.checks import (
     check_same_kind,
     check_tensor,
 )
+from voxel.voxel_grid import LARGEST_LINEAR_DIMENSION
 
 __all__ = ["transfer_labels"]
 
@@ -31,7 +32,7 @@ def transfer_labels(
     query_batch: Tensor | None = None,
     method: str = "permutohedral",
     order: int = 1,
-    halo: int = 1,
+    halo: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Give each query the label that the points around it carry, weighted by the Gaussian of their distance.
@@ -51,7 +52,7 @@ def transfer_labels(
         method: "permutohedral", "voxel" or "exact".
         order: Accuracy of the fast methods, 1 to 16.
         halo: Accuracy, 0 to 8, and how far labels reach: a query that no labelled point reaches stays
-            unknown. 0 for "voxel" in more than 6 dimensions.
+            unknown. By default 1; 0 for "voxel" in more than 6 dimensions, which crosses gaps by itself.
         backend: Of the fast methods: "auto", "reference" or "native".
 
     Returns:
@@ -67,6 +68,8 @@ def transfer_labels(
     check_flag("return_probabilities", return_probabilities)
     check_matrix("query", query, "(M, d)")
     weights = _weights(features, labels, num_labels)
+    if halo is None:
+        halo = 0 if method == "voxel" and features.shape[1] > LARGEST_LINEAR_DIMENSION else 1
     operator = build_filter(features, method=method, batch=batch, order=order, halo=halo, backend=backend)
     carried = operator.filter(weights, query=query, query_batch=query_batch)
     total = carried.sum(1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,12 +90,70 @@ class TrilateralCRF(CRFLayer):
             ValueError: If coordinates or devices do not match, an entry is not finite, or a sigma is so small
                 that the lattice's coordinates overflow.
         """
+        self._check(logits, colours)
+        refined = self._run(logits.features, coordinates=logits.coordinates, colours=colours.features)
+        return logits.replace(refined)
+
+    def _refine(self, logits: Tensor, **guides: Any) -> Tensor:
+        voxels = SparseTensor(guides["coordinates"], guides["colours"])
+        with_logits = self.output == "logits"
+        return self._wanted(self.infer(voxels.replace(logits), voxels, return_logits=with_logits))
+
+    @full_precision
+    def infer(
+        self,
+        logits: SparseTensor,
+        colours: SparseTensor,
+        *,
+        track: bool = False,
+        return_logits: bool = True,
+        progress: Callable[[int], object] | None = None,
+    ) -> MeanFieldResult:
+        """Refine as `forward` does, and return all that mean field knows.
+
+        Args:
+            logits: Coordinates (V, 5) and features (V, K), as in `forward`.
+            colours: The same coordinates and features (V, c), as in `forward`.
+            track: Whether to compute the energy and the objective of each iteration, summed over the batch.
+            return_logits: Whether the result has logits, which take as much memory as the marginals.
+            progress: Called with the number of iterations done, after each.
+
+        Returns:
+            Marginals and logits (V, K), the number of iterations, energy and KL objective.
+
+        Raises:
+            TypeError, ValueError: As `forward`.
+        """
+        self._check(logits, colours)
+        rows = logits.features
+        features = trilateral_features(
+            colours.replace(colours.features.to(rows.dtype)),
+            self._sigma("sigma_xyz", rows),
+            self._sigma("sigma_t", rows),
+            self._sigma("sigma_rgb", rows),
+            self.voxel_size,
+        )
+        axes = ["sigma_xyz"] * 3 + ["sigma_t"] + ["sigma_rgb"] * colours.features.shape[1]
+        kernels = (
+            [self._lattice_kernel(features, "weight", logits.coordinates[:, 0], axes, "voxel")]
+            if self._used["weight"]
+            else []
+        )
+        return self._mean_field(rows, kernels, track, return_logits, progress)
+
+    def _check(self, logits: SparseTensor, colours: SparseTensor) -> None:
         check_sparse_tensor("logits", logits)
         check_sparse_tensor("colours", colours)
         if logits.dimension != 4:
             raise ValueError(
                 f"`logits` must have the coordinates batch, x, y, z, t, got {logits.dimension} dimensions"
             )
+        if logits.features.shape[1] != self.num_labels:
+            raise ValueError(
+                f"`logits` must have K = {self.num_labels} features a voxel, got {logits.features.shape[1]}"
+            )
+        if len(logits) == 0:
+            raise ValueError("`logits` must have a voxel at least, got none")
         if colours.features.device != logits.features.device:
             raise ValueError(
                 f"`colours` must be on the device of `logits`, {logits.features.device}, "
@@ -105,41 +164,8 @@ class TrilateralCRF(CRFLayer):
                 "`colours` must have the coordinates of `logits`, in the same order; make one from the other "
                 "with `replace`"
             )
-        refined = self._run(logits.features, coordinates=logits.coordinates, colours=colours.features)
-        return logits.replace(refined)
-
-    @full_precision
-    def infer(
-        self, logits: Tensor, coordinates: Tensor, colours: Tensor, *, return_logits: bool = True
-    ) -> MeanFieldResult:
-        """Refine as `forward` does, from the features and coordinates of its tensors to rows (V, K).
-
-        Args:
-            logits: (V, K).
-            coordinates: (V, 5).
-            colours: (V, c).
-            return_logits: Whether the result has logits, which take as much memory as the marginals.
-        """
-        if logits.shape[1] != self.num_labels:
-            raise ValueError(
-                f"`logits` must have K = {self.num_labels} features a voxel, got {logits.shape[1]}"
-            )
-        if len(logits) == 0:
-            raise ValueError("`logits` must have a voxel at least, got none")
-        check_finite("logits", logits)
-        check_finite("colours", colours)
-        voxels = SparseTensor(coordinates, colours.to(logits.dtype))
-        features = trilateral_features(
-            voxels,
-            self._sigma("sigma_xyz", logits),
-            self._sigma("sigma_t", logits),
-            self._sigma("sigma_rgb", logits),
-            self.voxel_size,
-        )
-        axes = ["sigma_xyz"] * 3 + ["sigma_t"] + ["sigma_rgb"] * colours.shape[1]
-        kernels = (
-            [self._lattice_kernel(features, "weight", coordinates[:, 0], axes, "voxel")]
-            if self._used["weight"]
-            else []
-        )
-        return self._mean_field(logits, kernels, False, return_logits, None)
+        if torch.compiler.is_compiling():  # the operation comes here again, and looks at the numbers
+            return
+        check_finite("logits", logits.features)
+        check_finite("colours", colours.features)
+        self._warn_of_range("colours", colours.features, "sigma_rgb", "weight")

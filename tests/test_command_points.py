@@ -176,7 +176,8 @@ class TestResult:
         assert "label 0, never classified, is unknown" in result.stderr
         assert "2 of 2 labels found" in result.stdout
         result = succeed("in.las", "--annotation", "--unknown", -1, "-o", "out.las", *FAST)
-        assert result.stderr == "Note: points in.las: colours of 16 bits scaled to 0..255\n"
+        assert "never classified, is unknown" not in result.stderr
+        assert "in LAS, label 0 means never classified; read it back with --unknown -1" in result.stderr
         assert "of 3 labels found" in result.stdout
 
     def test_what_las_has_no_place_for_is_said(self, folder):

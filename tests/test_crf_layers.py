@@ -366,14 +366,59 @@ def test_mixed_precision(kind, device, dtype):
     assert bool(torch.isfinite(given["logits"].grad).all())
 
 
-def test_nearest_cubes_learn_no_bandwidths():
-    layer, given = make("voxels", method="voxel", learn=("weights", "bandwidths")), inputs("voxels")
-    with pytest.raises(
-        ValueError, match=r"`sigma_xyz` cannot be learned with method='voxel' in 7 dimensions"
-    ):
+def test_nearest_cubes_have_no_gradient_for_features():
+    given, message = (
+        inputs("voxels"),
+        "method='voxel' has no gradient for bandwidths and guides in 7 dimensions",
+    )
+    layer = make("voxels", method="voxel", learn=("weights", "bandwidths"))
+    with pytest.raises(ValueError, match=message):
         call("voxels", layer, given)
     with torch.no_grad():
         call("voxels", layer, given)
+    layer = make("voxels", method="voxel")
+    with pytest.raises(ValueError, match=message):
+        call("voxels", layer, {**given, "colours": given["colours"].clone().requires_grad_()})
+
+
+@pytest.mark.slow
+def test_gradcheck_on_cubes_in_few_dimensions():
+    """Points in 5D and voxels in 6D, where cubes are linear."""
+    points = inputs("points", torch.float64)
+    few = {name: points[name] for name in ("logits", "positions", "colours")}
+    without = {"appearance_sigma_normal": None, "appearance_sigma_intensity": None}
+    layer = make("points", iterations=3, method="voxel", **without).double()
+    assert torch.autograd.gradcheck(
+        lambda *values: layer(**dict(zip(few, values, strict=True))),
+        [value.clone().requires_grad_() for value in few.values()], eps=1e-7, atol=1e-5,
+    )  # fmt: skip
+    voxels = inputs("voxels", torch.float64)
+    layer = make("voxels", iterations=3, method="voxel").double()
+
+    def run(logits, colours):
+        return call("voxels", layer, {**voxels, "logits": logits, "colours": colours})
+
+    tensors = [voxels["logits"].clone(), voxels["colours"][:, :2].clone()]
+    assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in tensors], eps=1e-7, atol=1e-5)
+
+
+def test_mixed_precision_before_voxels():
+    """A linear classifier in half precision, whose features come back in single precision."""
+    given = inputs("voxels")
+    voxels = SparseTensor(given["coordinates"], given["colours"])
+    classifier, layer = torch.nn.Linear(3, 3), make("voxels", output="logits")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        refined = layer(voxels.map(classifier), voxels)
+    assert refined.features.dtype == torch.float32
+    refined.features.square().sum().backward()
+    assert bool(torch.isfinite(classifier.weight.grad).all())
+
+
+@pytest.mark.parametrize("kind", ["image", "points", "voxels"])
+def test_colours_of_another_range_are_pointed_out(kind):
+    name = "sigma_rgb" if kind == "voxels" else "appearance_sigma_rgb"
+    with pytest.warns(UserWarning, match=rf"{name}=13 is in its units, so its values hardly matter"):
+        call(kind, make(kind, **{name: 13.0}), inputs(kind))
 
 
 def test_the_layers_share_their_defaults():

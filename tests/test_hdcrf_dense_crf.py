@@ -319,7 +319,7 @@ class TestErrors:
     def test_a_guide_of_another_range_is_pointed_out(self, logits, guide):
         crf = DenseCRF(3).to(logits.device)
         with pytest.warns(
-            UserWarning, match=r"guide's units, so its values hardly matter; .*sigma_rgb=0\.051"
+            UserWarning, match=r"in its units, so its values hardly matter; .*sigma_rgb=0\.051"
         ):
             crf(logits, guide / 255)
         with warnings.catch_warnings():

@@ -42,7 +42,7 @@ SIGNATURES = {
     hdcrf.points_in_blocks: """crf logits positions block overlap colours=None normals=None intensities=None
         batch=None progress=None""",
     hdcrf.transfer_labels: """features labels query num_labels=None return_probabilities=False batch=None
-        query_batch=None method='permutohedral' order=1 halo=1 backend='auto'""",
+        query_batch=None method='permutohedral' order=1 halo=None backend='auto'""",
     hdcrf.refine: """image probabilities=None labels=None num_labels=None gt_prob=0.7 iterations=10
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None

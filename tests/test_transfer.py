@@ -101,6 +101,13 @@ def test_wrong_labels(labels, options, error, message):
         transfer_labels(torch.rand(5, 3), labels, torch.rand(2, 3), **options)
 
 
+@pytest.mark.parametrize("method", ["permutohedral", "voxel"])
+def test_any_dimension_by_default(method):
+    features = torch.randn(30, 8)
+    labels = torch.arange(30) % 3
+    assert torch.equal(transfer_labels(features, labels, features, method=method), labels)
+
+
 def test_a_query_is_needed():
     with pytest.raises(TypeError, match=r"`query` must be a torch\.Tensor, got NoneType"):
         transfer_labels(torch.rand(5, 3), torch.zeros(5, dtype=torch.int64), None)

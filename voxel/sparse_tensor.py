@@ -110,8 +110,14 @@ class SparseTensor:
         return SparseTensor.from_voxels(self.voxels, features)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SparseTensor:
-        """Return a tensor with the features function(features), for example `tensor.map(torch.relu)`."""
-        return self.replace(function(self.features))
+        """Return a tensor with the features function(features), for example `tensor.map(torch.relu)`.
+
+        What comes back in half precision, as under `torch.autocast`, is converted to the features' dtype.
+        """
+        features = function(self.features)
+        if isinstance(features, Tensor) and features.dtype in (torch.float16, torch.bfloat16):
+            features = features.to(self.features.dtype)
+        return self.replace(features)
 
     def concatenate(self, other: SparseTensor) -> SparseTensor:
         """Return a tensor with the channels of this one and then those of another on the same voxels.

@@ -21,7 +21,7 @@ from voxel.splat_blur_slice import Cells, SplatBlurSlice, axis_steps, power, wit
 
 __all__ = ["VoxelGrid"]
 
-_LARGEST_LINEAR_DIMENSION = 6
+LARGEST_LINEAR_DIMENSION = 6
 _TRUNCATE = 3.0
 
 
@@ -78,13 +78,13 @@ class VoxelGrid(SplatBlurSlice):
         check_count("halo", halo, 0, MOST_RINGS)
         dimension = check_features(features).shape[1]
         if interpolation is None:
-            interpolation = "linear" if dimension <= _LARGEST_LINEAR_DIMENSION else "nearest"
+            interpolation = "linear" if dimension <= LARGEST_LINEAR_DIMENSION else "nearest"
         check_choice("interpolation", interpolation, ("linear", "nearest"))
         self.linear = interpolation == "linear"
-        if self.linear and dimension > _LARGEST_LINEAR_DIMENSION:
+        if self.linear and dimension > LARGEST_LINEAR_DIMENSION:
             raise ValueError(
                 f"`interpolation` must be 'nearest' for d = {dimension}: linear, over 2^d corners, "
-                f"is offered up to d = {_LARGEST_LINEAR_DIMENSION}"
+                f"is offered up to d = {LARGEST_LINEAR_DIMENSION}"
             )
         if halo and not self.linear:
             raise ValueError(
