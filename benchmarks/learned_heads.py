@@ -22,7 +22,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -455,74 +455,68 @@ def count(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - start
+
+
+def logits_of_unseen(frames: Frames, budget: Budget, name: str) -> Tensor:
+    """Return logits (fit, K, H, W) of the fit frames, each from a network trained without its block."""
+    borders = [block * frames.fit // budget.blocks for block in range(budget.blocks + 1)]
+    parts = []
+    for first, last in itertools.pairwise(borders):
+        others = [index for index in range(frames.fit) if not first <= index < last]
+        network = train_unary(frames, others, budget, f"{name}, network without frames {first} to {last - 1}")
+        parts.append(predict(network, frames, range(first, last)))
+    return torch.cat(parts)
+
+
 def measure(frames: Frames, budget: Budget, seed: int, video: bool) -> Outcome:
     """Train everything for one seed, and score it on the frames after the fit ones."""
     torch.manual_seed(seed)
     name = f"seed {seed}"
     outcome = Outcome()
-    fit = range(frames.fit)
-    start = time.perf_counter()
-    network = train_unary(frames, fit, budget, f"{name}, network")
-    unary_seconds = time.perf_counter() - start
-
-    start = time.perf_counter()
-    borders = [block * frames.fit // budget.blocks for block in range(budget.blocks + 1)]
-    parts = []
-    for first, last in itertools.pairwise(borders):
-        others = [index for index in fit if not first <= index < last]
-        held_out = train_unary(frames, others, budget, f"{name}, network without frames {first}-{last - 1}")
-        parts.append(predict(held_out, frames, range(first, last)))
-    outcome.remarks.append(
-        f"{name}: {budget.blocks} networks for the heads' training, {time.perf_counter() - start:.0f} s"
-    )
-    # Of unseen frames throughout: to fit, from the blocks' networks; to check, from the one that is checked.
-    logits = torch.cat([*parts, predict(network, frames, range(frames.fit, len(frames)))])
-
+    network, network_seconds = timed(train_unary, frames, range(frames.fit), budget, f"{name}, network")
+    unseen, unseen_seconds = timed(logits_of_unseen, frames, budget, name)
     longer = copy.deepcopy(network)
-    start = time.perf_counter()
-    train_further(longer, None, frames, budget, f"{name}, network further", video=False)
-    longer_seconds = time.perf_counter() - start
-    longer_logits = torch.cat([logits[: frames.fit], predict(longer, frames, range(frames.fit, len(frames)))])
+    _, longer_seconds = timed(train_further, longer, None, frames, budget, f"{name}, network further", False)
+    outcome.remarks.append(f"{name}: {budget.blocks} networks to train heads by, {unseen_seconds:.0f} s")
 
+    def checked(network: Unary) -> Tensor:
+        """Return logits of all frames, none of which its network has seen."""
+        return torch.cat([unseen, predict(network, frames, range(frames.fit, len(frames)))])
+
+    logits, longer_logits = checked(network), checked(longer)
     for table in ("DenseCRF", "VideoCRF") if video else ("DenseCRF",):
         of_video = table == "VideoCRF"
-        check = windows(frames.fit, len(frames), budget.frames if of_video else 1)
+        parameters, grid_seconds = timed(choose_parameters, frames, logits, budget, of_video)
         default = fixed_head(of_video, frames.num_labels)
-        start = time.perf_counter()
-        parameters = choose_parameters(frames, logits, budget, of_video)
         best = fixed_head(of_video, frames.num_labels, **parameters)
-        learned = learned_head(of_video, frames.num_labels, **parameters)  # starts where the grid ends
-        grid_seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        train_head(learned, frames, logits, budget, f"{name}, {table}, head")
-        head_seconds = time.perf_counter() - start
-        joint, joint_head = copy.deepcopy(network), copy.deepcopy(learned)
-        start = time.perf_counter()
-        train_further(joint, joint_head, frames, budget, f"{name}, {table}, jointly", of_video)
-        joint_seconds = time.perf_counter() - start
-        joint_logits = torch.cat(
-            [logits[: frames.fit], predict(joint, frames, range(frames.fit, len(frames)))]
-        )
-
-        def row(head: Head | None, of: Tensor, *learned: nn.Module, seconds: float = 0.0) -> Row:
-            return Row(score(head, frames, of, check), count(*learned), seconds)  # noqa: B023
-
-        rows = {
-            "unary": row(None, logits, network, seconds=unary_seconds),
-            "fixed CRF, defaults": row(default, logits),
-            "fixed CRF, best of a grid": row(best, logits, seconds=grid_seconds),
-            "learned CRF": row(learned, logits, learned, seconds=head_seconds),
-            "unary, trained as long": row(None, longer_logits, longer, seconds=longer_seconds),
-            "the same, fixed CRF, best of a grid": row(best, longer_logits),
-            "the same, learned CRF": row(learned, longer_logits),
-            "jointly trained": row(joint_head, joint_logits, joint, joint_head, seconds=joint_seconds),
+        head = learned_head(of_video, frames.num_labels, **parameters)  # starts where the grid ends
+        _, head_seconds = timed(train_head, head, frames, logits, budget, f"{name}, {table}, head")
+        joint, joint_head = copy.deepcopy((network, head))
+        arguments = (joint, joint_head, frames, budget, f"{name}, {table}, jointly", of_video)
+        _, joint_seconds = timed(train_further, *arguments)
+        check = windows(frames.fit, len(frames), budget.frames if of_video else 1)
+        rows = outcome.tables[table] = {
+            method: Row(score(crf, frames, values, check), count(*learned), seconds)
+            for method, crf, values, learned, seconds in (
+                ("unary", None, logits, [network], network_seconds),
+                ("fixed CRF, defaults", default, logits, [], 0),
+                ("fixed CRF, best of a grid", best, logits, [], grid_seconds),
+                ("learned CRF", head, logits, [head], head_seconds),
+                ("unary, trained as long", None, longer_logits, [longer], longer_seconds),
+                ("the same, fixed CRF, best of a grid", best, longer_logits, [], 0),
+                ("the same, learned CRF", head, longer_logits, [], 0),
+                ("jointly trained", joint_head, checked(joint), [joint, joint_head], joint_seconds),
+            )
         }
-        outcome.tables[table] = rows
         outcome.remarks.append(f"{name}, {table}, best of the grid: {described(parameters)}")
-        outcome.remarks.append(f"{name}, {table}, learned: {described(learned.values())}")
+        outcome.remarks.append(f"{name}, {table}, learned: {described(head.values())}")
         outcome.remarks.append(f"{name}, {table}, jointly: {described(joint_head.values())}")
-        for method, result in rows.items():
-            print(f"{name}, {table}, {method}: mean IoU {mean_iou(result.iou):.4f}", file=sys.stderr)
+        for method, row in rows.items():
+            print(f"{name}, {table}, {method}: mean IoU {mean_iou(row.iou):.4f}", file=sys.stderr, flush=True)
     return outcome
 
 
