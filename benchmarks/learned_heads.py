@@ -1,7 +1,10 @@
 """Does training a CRF head pay? Mean IoU of a small network alone, and with fixed and learned heads.
 
-    python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --video    35 minutes on two cores
-    python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --quick    seconds: no figures
+    python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --video --jobs 2
+    python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --quick
+
+The first takes about half an hour of two free cores, some 14 minutes of one for each of three seeds. The second
+takes a few steps of everything, and its figures mean nothing.
 
 Both folders hold pictures of the same stems, all of one size; a label is the value of an 8-bit grey or
 palette PNG. Sorted by name, the first `--fit` frames are to train on and choose by, the rest only to check.
@@ -541,6 +544,7 @@ def print_table(table: str, rows: Sequence[dict[str, Row]]) -> None:
             f"| {method} | {statistics.fmean(means):.1f}{spread} | {' | '.join(classes)} | "
             f"{results[0].learned:,} | {seconds:.0f} |"
         )
+    print("\nGain of each seed in mean IoU:\n")
     for better, than in (
         ("learned CRF", "unary"),
         ("learned CRF", "fixed CRF, best of a grid"),
@@ -548,8 +552,7 @@ def print_table(table: str, rows: Sequence[dict[str, Row]]) -> None:
         ("jointly trained", "the same, fixed CRF, best of a grid"),
     ):
         gains = [100 * (mean_iou(row[better].iou) - mean_iou(row[than].iou)) for row in rows]
-        print(f"\n{better}, above {than}: {', '.join(f'{gain:+.1f}' for gain in gains)}", end="")
-    print()
+        print(f"- {better}, above {than}: {', '.join(f'{gain:+.1f}' for gain in gains)}")
 
 
 def main() -> None:
