@@ -3,7 +3,7 @@
     python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --video --jobs 2
     python benchmarks/learned_heads.py --images DIR --labels DIR --void 11 --quick
 
-The first takes about half an hour of two free cores, some 14 minutes of one for each of three seeds. The second
+The first takes about half an hour of two free cores, 14 minutes of one for each of three seeds. The second
 takes a few steps of everything, and its figures mean nothing.
 
 Both folders hold pictures of the same stems, all of one size; a label is the value of an 8-bit grey or
@@ -264,6 +264,12 @@ def train_unary(frames: Frames, chosen: Sequence[int], budget: Budget, name: str
     return network.eval()
 
 
+def report(line: str) -> None:
+    """Write a line to stderr at once, so that those of several processes do not mix."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 class Progress:
     """The losses of a training, and a line on stderr about them."""
 
@@ -284,11 +290,7 @@ class Progress:
             few = max(1, self.steps // 5)
             first, last = statistics.fmean(self.losses[:few]), statistics.fmean(self.losses[-few:])
             seconds = time.perf_counter() - self.start
-            print(
-                f"{self.name}: loss {first:.3f} -> {last:.3f}, {self.steps} steps, {seconds:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            report(f"{self.name}: loss {first:.3f} -> {last:.3f}, {self.steps} steps, {seconds:.0f} s")
 
 
 class Head(nn.Module):
@@ -519,7 +521,7 @@ def measure(frames: Frames, budget: Budget, seed: int, video: bool) -> Outcome:
         outcome.remarks.append(f"{name}, {table}, learned: {described(head.values())}")
         outcome.remarks.append(f"{name}, {table}, jointly: {described(joint_head.values())}")
         for method, row in rows.items():
-            print(f"{name}, {table}, {method}: mean IoU {mean_iou(row.iou):.4f}", file=sys.stderr, flush=True)
+            report(f"{name}, {table}, {method}: mean IoU {mean_iou(row.iou):.4f}")
     return outcome
 
 
