@@ -32,7 +32,7 @@ from voxel.checks import (
 )
 from voxel.filter_operator import NORMALIZATIONS
 
-__all__ = ["Bandwidth", "CRFLayer", "Options", "checked_guide", "reshaped", "working_precision"]
+__all__ = ["Bandwidth", "CRFLayer", "Options", "check_guide", "reshaped", "working_precision"]
 
 _FLOAT32 = torch.finfo(torch.float32)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -138,7 +138,7 @@ class CRFLayer(nn.Module, ABC):
             check_choice("learn", name, _LEARNABLE)
         # A kernel whose weight is 0 from the start is left out, unless weights are learned.
         self._used = {name: "weights" in learned or weight != 0 for name, weight in weights.items()}
-        self._bandwidths = {name: value is not None for name, value in bandwidths.items()}
+        self._bandwidths = tuple(bandwidths)
         for name, weight in weights.items():
             self.register_parameter(name, _parameter(name, weight, "weights" in learned))
         for name, value in bandwidths.items():
@@ -182,7 +182,7 @@ class CRFLayer(nn.Module, ABC):
         return {
             "num_labels": self.num_labels,
             **{name: int(used) for name, used in self._used.items()},
-            **{name: 1.0 if used else None for name, used in self._bandwidths.items()},
+            **{name: 1.0 if self._has(name) else None for name in self._bandwidths},
             "iterations": self.iterations,
             "normalization": self.normalization,
             "exclude_self": self.exclude_self,
@@ -193,6 +193,10 @@ class CRFLayer(nn.Module, ABC):
             "output": self.output,
             "backend": self.backend,
         }
+
+    def _has(self, bandwidth: str) -> bool:
+        """Return whether the layer has a bandwidth of that name, and not None."""
+        return getattr(self, f"log_{bandwidth}") is not None
 
     def _sigma(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a bandwidth, in the dtype of `like` if that is given, if it can be computed with."""
@@ -321,15 +325,14 @@ def reshaped(
     return replace(result, marginals=shape(result.marginals).to(dtype), logits=logits)
 
 
-def checked_guide(guide: Tensor, logits: Tensor) -> Tensor:
-    """Return a guide of real, finite numbers in the logits' dtype."""
-    if guide.dtype.is_complex or guide.dtype == torch.bool:
-        raise TypeError(f"`guide` must hold real numbers, got {guide.dtype}")
-    if guide.device != logits.device:
-        raise ValueError(f"`guide` must be on the device of `logits`, {logits.device}, got {guide.device}")
-    if guide.dtype.is_floating_point:
-        check_finite("guide", guide)
-    return guide.to(logits.dtype)
+def check_guide(name: str, value: Tensor, logits: Tensor) -> None:
+    """Raise unless `value` holds real, finite numbers on the device of the logits."""
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
+    if value.device != logits.device:
+        raise ValueError(f"`{name}` must be on the device of `logits`, {logits.device}, got {value.device}")
+    if value.dtype.is_floating_point:
+        check_finite(name, value)
 
 
 def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hdcrf.crf_layer import CRFLayer, checked_guide, reshaped, working_precision
+from hdcrf.crf_layer import CRFLayer, check_guide, reshaped, working_precision
 from hdcrf.features import batch_index
 from hdcrf.mean_field import MeanFieldResult
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel
@@ -115,9 +115,9 @@ class GridCRF(CRFLayer):
         if logits.numel() == 0:
             raise ValueError(f"`logits` must not be empty, got shape {tuple(logits.shape)}")
         check_finite("logits", logits)
-        checked = checked_guide(guide, logits)
+        check_guide("guide", guide, logits)
         self._warn_of_range("guide", guide, self._guide_bandwidth, "appearance_weight")
-        return checked
+        return guide.to(logits.dtype)
 
     def _kernels(self, guide: Tensor) -> list[PairwiseKernel]:
         kernels: list[PairwiseKernel] = []

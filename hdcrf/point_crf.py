@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, reshaped, working_precision
+from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, check_guide, reshaped, working_precision
 from hdcrf.features import point_features
 from hdcrf.mean_field import MeanFieldResult
 from hdcrf.pairwise import PairwiseKernel
@@ -183,7 +183,7 @@ class PointCRF(CRFLayer):
         used = {}
         for name, value in given.items():
             sigma = _ATTRIBUTES[name]
-            if not self._bandwidths[sigma]:
+            if not self._has(sigma):
                 if value is not None:
                     raise ValueError(
                         f"`{name}` are given, but the layer has {sigma}=None; make it with one, or leave "
@@ -248,8 +248,6 @@ def lowest_corners(positions: Tensor, batch: Tensor | None) -> tuple[Tensor, Ten
 def _check_rows(name: str, value: Tensor, logits: Tensor, columns: int | None = None) -> None:
     """Raise unless `value` has a row of real, finite numbers for each of the logits, on their device."""
     check_tensor(name, value)
-    if value.dtype.is_complex or value.dtype == torch.bool:
-        raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
     if value.dim() not in (1, 2) or len(value) != len(logits):
         raise ValueError(
             f"`{name}` must have {len(logits)} rows to match `logits`, got shape {tuple(value.shape)}"
@@ -258,7 +256,4 @@ def _check_rows(name: str, value: Tensor, logits: Tensor, columns: int | None = 
         raise ValueError(
             f"`{name}` must have shape (N, {columns}) = ({len(logits)}, {columns}), got {tuple(value.shape)}"
         )
-    if value.device != logits.device:
-        raise ValueError(f"`{name}` must be on the device of `logits`, {logits.device}, got {value.device}")
-    if value.dtype.is_floating_point:
-        check_finite(name, value)
+    check_guide(name, value, logits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, CRFLayer, Options
+from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, check_guide
 from hdcrf.features import trilateral_features
 from hdcrf.mean_field import MeanFieldResult
 from voxel import SparseTensor
@@ -90,7 +90,7 @@ class TrilateralCRF(CRFLayer):
             ValueError: If coordinates or devices do not match, an entry is not finite, or a sigma is so small
                 that the lattice's coordinates overflow.
         """
-        self._check(logits, colours)
+        self._check_voxels(logits, colours)
         refined = self._run(logits.features, coordinates=logits.coordinates, colours=colours.features)
         return logits.replace(refined)
 
@@ -124,8 +124,11 @@ class TrilateralCRF(CRFLayer):
         Raises:
             TypeError, ValueError: As `forward`.
         """
-        self._check(logits, colours)
+        self._check_voxels(logits, colours)
         rows = logits.features
+        check_finite("logits", rows)
+        check_guide("colours", colours.features, rows)
+        self._warn_of_range("colours", colours.features, "sigma_rgb", "weight")
         features = trilateral_features(
             colours.replace(colours.features.to(rows.dtype)),
             self._sigma("sigma_xyz", rows),
@@ -141,7 +144,7 @@ class TrilateralCRF(CRFLayer):
         )
         return self._mean_field(rows, kernels, track, return_logits, progress)
 
-    def _check(self, logits: SparseTensor, colours: SparseTensor) -> None:
+    def _check_voxels(self, logits: SparseTensor, colours: SparseTensor) -> None:
         check_sparse_tensor("logits", logits)
         check_sparse_tensor("colours", colours)
         if logits.dimension != 4:
@@ -164,8 +167,3 @@ class TrilateralCRF(CRFLayer):
                 "`colours` must have the coordinates of `logits`, in the same order; make one from the other "
                 "with `replace`"
             )
-        if torch.compiler.is_compiling():  # the operation comes here again, and looks at the numbers
-            return
-        check_finite("logits", logits.features)
-        check_finite("colours", colours.features)
-        self._warn_of_range("colours", colours.features, "sigma_rgb", "weight")
