@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import hdcrf
@@ -15,6 +14,10 @@ from hdcrf.command_line import commands
 from hdcrf.files import ignore
 from hdcrf.pictures import palette
 from hdcrf.point_files import read_points, write_points
+from tests.calling import Command, contents, member
+
+COMMAND = Command("points")
+invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
 
 FAST = ("--iterations", 3, "--appearance-sigma-xyz", 0.3, "--smoothness-sigma", 0.1)
 
@@ -62,36 +65,9 @@ def folder(tmp_path, truth, said, monkeypatch):
 @pytest.fixture
 def unchanged(folder):
     """Check after the test that nothing was written but what it named bad*."""
-
-    def contents():
-        return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("bad")}
-
-    before = contents()
+    before = contents(folder)
     yield
-    assert contents() == before
-
-
-def member(name, array):
-    with np.load(name) as archive:
-        return archive[array]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(commands, ["points", *map(str, arguments)])
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refuse(*arguments, code=2):
-    result = invoke(*arguments)
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    return result.stderr
+    assert contents(folder) == before
 
 
 ANNOTATION = ("cloud.npz", "--annotation", "-o", "out.npz")

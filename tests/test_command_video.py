@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import hdcrf
@@ -15,6 +14,10 @@ from hdcrf import array_files, command_running, command_video, video_files
 from hdcrf.command_line import commands
 from hdcrf.command_running import progress_bar
 from hdcrf.video_files import VideoWriter, read_video
+from tests.calling import Command, contents, member
+
+COMMAND = Command("video")
+invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
 
 FRAMES, HEIGHT, WIDTH = 10, 24, 32
 FAST = ("--window", 4, "--overlap", 2, "--iterations", 3, "--appearance-sigma-xy", 10)
@@ -59,36 +62,9 @@ def folder(tmp_path, clip, values, monkeypatch):
 @pytest.fixture
 def unchanged(folder):
     """Check after the test that nothing was written but what it named bad*."""
-
-    def contents():
-        return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and "bad" not in str(p)}
-
-    before = contents()
+    before = contents(folder)
     yield
-    assert contents() == before
-
-
-def member(name, array):
-    with np.load(name) as archive:
-        return archive[array]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(commands, ["video", *map(str, arguments)])
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refuse(*arguments, code=2):
-    result = invoke(*arguments)
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    return result.stderr
+    assert contents(folder) == before
 
 
 def write_clip(name, frames, rate=25):

@@ -6,13 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import hdcrf
 from hdcrf import command_running, command_volume
 from hdcrf.command_line import commands
 from hdcrf.pictures import palette, slices
+from tests.calling import Command, contents, member
+
+COMMAND = Command("volume")
+invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -74,36 +77,9 @@ def folder(tmp_path, scan, said, values, monkeypatch):
 @pytest.fixture
 def unchanged(folder):
     """Check after the test that nothing was written but what it named bad*."""
-
-    def contents():
-        return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("bad")}
-
-    before = contents()
+    before = contents(folder)
     yield
-    assert contents() == before
-
-
-def member(name, array):
-    with np.load(name) as archive:
-        return archive[array]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(commands, ["volume", *map(str, arguments)])
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refuse(*arguments, code=2):
-    result = invoke(*arguments)
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    return result.stderr
+    assert contents(folder) == before
 
 
 ANNOTATION = ("scan.nii.gz", "--annotation", "labels.nii.gz", "-o", "out.nii.gz")
