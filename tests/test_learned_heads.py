@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import learned_heads
+from benchmarks import head_tables, learned_heads, street_frames
 
 SCRIPT = Path(learned_heads.__file__)
 FRAMES, HEIGHT, WIDTH = 9, 48, 64
@@ -80,26 +80,26 @@ def test_tables(folders):
 
 
 def test_scores(folders):
-    frames = learned_heads.read_frames(*folders, 6, 9)
+    frames = street_frames.read_frames(*folders, 6, 9)
     assert frames.num_labels == 3
-    assert (frames.labels[:, :3] == learned_heads.UNKNOWN).all()
+    assert (frames.labels[:, :3] == street_frames.UNKNOWN).all()
     truth = frames.labels.clone()
-    truth[frames.labels == learned_heads.UNKNOWN] = 0
+    truth[frames.labels == street_frames.UNKNOWN] = 0
     logits = torch.nn.functional.one_hot(truth, 3).movedim(3, 1).float()
     everything = [slice(0, FRAMES)]
-    torch.testing.assert_close(learned_heads.score(None, frames, logits, everything), torch.ones(3))
+    torch.testing.assert_close(head_tables.score(None, frames, logits, everything), torch.ones(3))
     # All ground: its IoU is its share of what is scored.
-    share = (frames.labels == 0).sum() / (frames.labels != learned_heads.UNKNOWN).sum()
+    share = (frames.labels == 0).sum() / (frames.labels != street_frames.UNKNOWN).sum()
     logits = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(FRAMES, 3, HEIGHT, WIDTH)
-    iou = learned_heads.score(None, frames, logits, everything)
+    iou = head_tables.score(None, frames, logits, everything)
     torch.testing.assert_close(iou, torch.tensor([float(share), 0.0, 0.0]))
-    iou = learned_heads.score(None, frames, logits, learned_heads.windows(6, FRAMES, 2))
+    iou = head_tables.score(None, frames, logits, street_frames.windows(6, FRAMES, 2))
     assert iou.isnan().tolist() == [False, False, True]
-    assert learned_heads.mean_iou(iou) == pytest.approx(float(iou[0] / 2))
+    assert head_tables.mean_iou(iou) == pytest.approx(float(iou[0] / 2))
 
 
 def test_a_video_is_cut_into_windows():
-    assert learned_heads.windows(6, 11, 2) == [slice(6, 8), slice(8, 10), slice(10, 11)]
+    assert street_frames.windows(6, 11, 2) == [slice(6, 8), slice(8, 10), slice(10, 11)]
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_what_is_wrong(broken, message, tmp_path):
     elif broken == "no picture":
         (labels / "1.png").write_text("labels")
     with pytest.raises(SystemExit, match=re.escape(message)):
-        learned_heads.read_frames(images, labels, 3 if broken == "fit" else 2, 1 if broken == "void" else 9)
+        street_frames.read_frames(images, labels, 3 if broken == "fit" else 2, 1 if broken == "void" else 9)
