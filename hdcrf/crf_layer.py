@@ -32,7 +32,15 @@ from voxel.checks import (
 )
 from voxel.filter_operator import NORMALIZATIONS
 
-__all__ = ["Bandwidth", "CRFLayer", "Options", "check_guide", "reshaped", "working_precision"]
+__all__ = [
+    "Bandwidth",
+    "CRFLayer",
+    "Options",
+    "check_guide",
+    "levels_to_user",
+    "reshaped",
+    "working_precision",
+]
 
 _FLOAT32 = torch.finfo(torch.float32)
 _HALVES = (torch.float16, torch.bfloat16)
@@ -219,7 +227,7 @@ class CRFLayer(nn.Module, ABC):
                 f"`{name}` lies between {low:.3g} and {high:.3g}, but {bandwidth}={sigma:.3g} is in its "
                 f"units, so its values hardly matter; scale `{name}` to 0..255, or use "
                 f"{bandwidth}={sigma / 255:.3g}",
-                stacklevel=_levels_to_user(),
+                stacklevel=levels_to_user(),
             )
 
     def _mean_field(
@@ -352,7 +360,7 @@ def _log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
     return nn.Parameter(start, requires_grad=learn)
 
 
-def _levels_to_user() -> int:
+def levels_to_user() -> int:
     """Return how many calls up, from who calls this, the first function is that is no library's."""
     frame, level = sys._getframe(1), 1
     libraries = ("hdcrf", "voxel", "torch")

@@ -1,0 +1,239 @@
+"""Many symmetric positive definite systems at once, by conjugate gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hdcrf.crf_layer import levels_to_user
+from voxel.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_same_kind,
+)
+
+__all__ = [
+    "ConvergenceError",
+    "NotPositiveDefiniteError",
+    "Product",
+    "Solution",
+    "check_solver_options",
+    "conjugate_gradient",
+]
+
+Product = Callable[[Tensor], Tensor]
+"""A linear operator: maps (*systems, n) to (*systems, n), each system by its own symmetric matrix."""
+
+_FAILURES = ("raise", "warn")
+
+
+class NotPositiveDefiniteError(ValueError):
+    """A system's matrix is not positive definite, so that its energy has no least value."""
+
+
+class ConvergenceError(RuntimeError):
+    """A system's residual did not fall below the tolerance within the iterations allowed."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found, and how far it is from solving each system."""
+
+    x: Tensor  # (*systems, n)
+    iterations: Tensor  # (*systems,) int64: those in which the system was still being solved
+    residual: Tensor  # (*systems,) ‖b - A x‖ / ‖b‖, computed anew from x; 0 for b = 0
+    converged: Tensor  # (*systems,) bool: whether the solver's own residual fell below the tolerance
+
+
+def check_solver_options(
+    dtype: torch.dtype, tolerance: float | None, max_iterations: int | None, on_failure: str
+) -> float:
+    """Return the relative residual to stop at, by default 1e-6 in float32 and 1e-10 in float64, or raise."""
+    if max_iterations is not None:
+        check_count("max_iterations", max_iterations, 1)
+    check_choice("on_failure", on_failure, _FAILURES)
+    if tolerance is None:
+        return 1e-6 if dtype == torch.float32 else 1e-10
+    return check_positive("tolerance", tolerance)
+
+
+def conjugate_gradient(
+    product: Product,
+    right_hand_side: Tensor,
+    *,
+    diagonal: Tensor | None = None,
+    start: Tensor | None = None,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    on_failure: str = "raise",
+) -> Solution:
+    """Solve A x = b for symmetric positive definite A, many systems at a time.
+
+    Each system has step lengths of its own, and rests once it has converged. Nothing is recorded for
+    gradients: `hdcrf.gaussian.solve` has them in closed form.
+
+    Args:
+        product: Maps x (*systems, n) to A x of the same shape; a system is a vector along the last dimension.
+        right_hand_side: b, (*systems, n) float32 or float64.
+        diagonal: (*systems, n), or what broadcasts to it, the diagonal of A: precondition by it (Jacobi).
+            None does not precondition.
+        start: x to start from, (*systems, n); None starts from zero.
+        tolerance: A system has converged when ‖b - A x‖ ≤ tolerance · ‖b‖; None takes 1e-6 in float32 and
+            1e-10 in float64.
+        max_iterations: None takes 10 n, at least 100.
+        on_failure: "raise", or "warn" to return the iterate of least residual with a warning.
+
+    Returns:
+        The solution, with iterations, residual and convergence for each system.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If an argument has the wrong shape, device or content.
+        NotPositiveDefiniteError: If a direction p with pᵀ A p ≤ 0 is met.
+        ConvergenceError: If `max_iterations` did not suffice.
+
+    Deterministic. Cost: one product and about ten passes over (*systems, n) an iteration.
+
+    Reference: Shewchuk 1994, algorithms B2 and B3; Chandra 2018, algorithm 2.
+    """
+    b = check_floating("right_hand_side", right_hand_side).detach()
+    if b.dim() == 0 or b.shape[-1] == 0:
+        raise ValueError(
+            f"`right_hand_side` must have shape (*systems, n) with n of at least 1, got {tuple(b.shape)}"
+        )
+    check_finite("right_hand_side", b)
+    if not callable(product):
+        raise TypeError(f"`product` must be a function of a tensor, got {type(product).__name__}")
+    limit = check_solver_options(b.dtype, tolerance, max_iterations, on_failure)
+    most = max(100, 10 * b.shape[-1]) if max_iterations is None else max_iterations
+    if start is not None:
+        check_same_kind("start", check_floating("start", start), "right_hand_side", b)
+        if start.shape != b.shape:
+            raise ValueError(
+                f"`start` must have shape {tuple(b.shape)}, as `right_hand_side`, got {tuple(start.shape)}"
+            )
+        check_finite("start", start)
+    with torch.no_grad():
+        inverse_diagonal = None if diagonal is None else _reciprocal(diagonal.detach(), b)
+        return _solve(product, b, inverse_diagonal, start, limit, most, on_failure)
+
+
+def _reciprocal(diagonal: Tensor, b: Tensor) -> Tensor:
+    check_same_kind("diagonal", check_floating("diagonal", diagonal), "right_hand_side", b)
+    check_finite("diagonal", diagonal)
+    if bool((diagonal <= 0).any()):
+        raise NotPositiveDefiniteError(
+            "the matrix is not positive definite: its diagonal has the entry "
+            f"{diagonal.min().item():.4g}, which must be above 0; increase `regularization`"
+        )
+    return diagonal.reciprocal()
+
+
+def _solve(
+    product: Product,
+    b: Tensor,
+    inverse_diagonal: Tensor | None,
+    start: Tensor | None,
+    tolerance: float,
+    most: int,
+    on_failure: str,
+) -> Solution:
+    scale = _norm(b)
+    goal = tolerance * scale
+    x = torch.zeros_like(b) if start is None else start.detach().clone()
+    r = b.clone() if start is None else b - product(x)
+    z = r if inverse_diagonal is None else r * inverse_diagonal
+    p = z.clone()
+    rz = _dot(r, z)
+    norm = _norm(r)
+    active = norm > goal
+    iterations = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
+    best, best_norm = (x.clone(), norm.clone()) if on_failure == "warn" else (x, norm)
+    indefinite = torch.zeros_like(active)
+    for _ in range(most):
+        if not bool(active.any()):
+            break
+        q = product(p)
+        curvature = _dot(p, q)
+        indefinite |= active & ~(curvature > 0)  # or NaN
+        if on_failure == "raise" and bool(indefinite.any()):
+            break
+        active &= ~indefinite
+        # A system at rest keeps its x: its step is 0.
+        alpha = torch.where(active, rz / torch.where(active, curvature, 1), 0)[..., None]
+        x.addcmul_(alpha, p)
+        r.addcmul_(alpha, q, value=-1)
+        iterations += active
+        z = r if inverse_diagonal is None else r * inverse_diagonal
+        before, rz = rz, _dot(r, z)
+        norm = torch.where(active, _norm(r), norm)
+        if on_failure == "warn":
+            better = norm < best_norm
+            best = torch.where(better[..., None], x, best)
+            best_norm = torch.where(better, norm, best_norm)
+        active = active & ~(norm <= goal)
+        beta = torch.where(active, rz / torch.where(active, before, 1), 0)[..., None]
+        p.mul_(beta).add_(z)
+    converged = ~(active | indefinite)
+    if not bool(converged.all()):
+        failure = _failure(product, p, norm / scale, indefinite, active, tolerance)
+        if on_failure == "raise":
+            raise failure
+        warnings.warn(f"{failure}; the iterate of least residual is returned", stacklevel=levels_to_user())
+        x = torch.where(converged[..., None], x, best)
+    residual = _norm(b - product(x)) / torch.where(scale > 0, scale, 1)
+    return Solution(x, iterations, residual, converged)
+
+
+def _failure(
+    product: Product,
+    p: Tensor,
+    relative: Tensor,
+    indefinite: Tensor,
+    active: Tensor,
+    tolerance: float,
+) -> Exception:
+    """Return what went wrong first, with its likely cause."""
+    system = int((indefinite | active).flatten().nonzero()[0])
+    asymmetry = _asymmetry(product, p, system)
+    if asymmetry > 1e3 * torch.finfo(p.dtype).eps:
+        return NotPositiveDefiniteError(
+            f"the matrix of system {system} is not symmetric: uᵀAv and vᵀAu differ by {asymmetry:.2g} of "
+            "their size; make the pairwise terms symmetric"
+        )
+    if bool(indefinite.flatten()[system]):
+        return NotPositiveDefiniteError(
+            f"the matrix of system {system} is not positive definite: a direction p has pᵀAp ≤ 0; increase "
+            "`regularization`, or let `guarantee=True` add what is needed"
+        )
+    return ConvergenceError(
+        f"system {system} has a relative residual of {float(relative.flatten()[system]):.2g} after "
+        f"`max_iterations`, where {tolerance:.2g} was asked for; increase either, compute in float64, or "
+        "increase `regularization`, which makes the system easier"
+    )
+
+
+def _asymmetry(product: Product, like: Tensor, system: int) -> float:
+    """Return |uᵀAv - vᵀAu| relative to ‖u‖ ‖Av‖ for two vectors, in one system."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device) for _ in range(2))
+    au, av = product(u), product(v)
+    difference = (_dot(u, av) - _dot(v, au)).abs() / (_norm(u) * _norm(av)).clamp(min=1e-30)
+    return float(difference.flatten()[system])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    products: Tensor = torch.linalg.vecdot(left, right)
+    return products
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms

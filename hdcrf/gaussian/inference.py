@@ -1,0 +1,314 @@
+"""Inference in a Gaussian CRF: the scores of least energy, from unary and pairwise terms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdcrf.gaussian.conjugate_gradient import Solution, check_solver_options, conjugate_gradient
+from hdcrf.gaussian.linear_system import SymmetricMatrix, implicit_solution
+from hdcrf.gaussian.potts import PottsMatrix
+from voxel.checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_floating,
+    check_positive,
+    check_same_kind,
+)
+from voxel.precision import full_precision
+
+__all__ = ["METHODS", "PairwiseTerms", "checked_scores", "energy", "solve"]
+
+METHODS = ("auto", "conjugate_gradient", "direct")
+
+Solver = Callable[[Tensor], Solution]
+
+
+class PairwiseTerms(SymmetricMatrix):
+    """The pairwise terms of a Gaussian CRF over a grid of pixels, or several grids.
+
+    Attributes:
+        num_labels: L if every pair of labels has terms of its own; None if all pairs of different labels
+            share them (a Potts model).
+        num_pixels: P.
+    """
+
+    num_labels: int | None
+    num_pixels: int
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """n: L·P, or P where labels share the terms."""
+        return self.num_pixels * (self.num_labels or 1)
+
+    @abstractmethod
+    def flatten(self, unary: Any) -> Tensor:
+        """Return unary terms as (B, L, P), or raise if they are not what these terms are for."""
+
+    @abstractmethod
+    def unflatten(self, scores: Tensor) -> Any:
+        """Return scores (B, L, P) in the shape that the unary terms came in."""
+
+    def direct_solver(self, shift: Tensor, factor: float) -> Solver | None:
+        """Return a solver of (shift + factor · M) x = b that does not iterate; None if there is none.
+
+        Args:
+            shift: (B, 1) or (B, n).
+            factor: A number.
+        """
+        return None
+
+    def prefers_direct(self) -> bool:
+        """Return whether the direct solver is expected to be faster than conjugate gradient."""
+        return False
+
+
+def solve(
+    terms: PairwiseTerms,
+    unary: Any,
+    *,
+    regularization: float | Tensor = 1.0,
+    guarantee: bool = False,
+    method: str = "auto",
+    precondition: bool = False,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    on_failure: str = "raise",
+) -> Solution:
+    """Return the scores x that minimise the energy ½ xᵀ(A + λI)x - bᵀx, that is (A + λI) x = b.
+
+    Where labels share the terms Ψ, A is that of a Potts model, and the solution comes from L + 1 systems over
+    pixels in place of one over pixels and labels (Chandra 2018, eqs. 2.17 and 2.18):
+
+        (λI + (L - 1) Ψ) s = Σ_k b_k,      (λI - Ψ) x_k = b_k - Ψ s.
+
+    Args:
+        terms: The pairwise terms, A or Ψ.
+        unary: b, in the shape that the terms say, of their dtype and device.
+        regularization: λ > 0, a number or a tensor of one element, which can be learned.
+        guarantee: Add a diagonal that follows from the terms, so that the system is positive definite
+            whatever they are.
+        method: "conjugate_gradient"; "direct", where the terms have a direct solution; or "auto", the
+            direct one where it is expected to be faster.
+        precondition: Divide by the diagonal (Jacobi) in conjugate gradient.
+        tolerance: Of the relative residual, in conjugate gradient; None takes 1e-6 in float32 and 1e-10 in
+            float64.
+        max_iterations: Of conjugate gradient; None takes 10 times the number of unknowns.
+        on_failure: "raise", or "warn" to return the best iterate with a warning.
+
+    Returns:
+        A `Solution`: x in the unary's shape, and for each item of the batch (B,) the iterations (of a Potts
+        model those of both steps, 0 if direct), the relative residual, and whether it converged.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If an argument has the wrong shape, device or content.
+        NotPositiveDefiniteError: If A + λI is not positive definite.
+        ConvergenceError: If `max_iterations` did not suffice.
+
+    Differentiable, once, in the unary, in what the terms are made of, and in `regularization`: by one more
+    solve, in closed form. Deterministic.
+
+    Reference: Chandra 2018, eqs. 2.2, 3.2 and 4.1; Chandra and Kokkinos, ECCV 2016.
+    """
+    if not isinstance(terms, PairwiseTerms):
+        raise TypeError(f"`terms` must be pairwise terms such as LowRankTerms, got {type(terms).__name__}")
+    check_flag("guarantee", guarantee)
+    check_flag("precondition", precondition)
+    check_choice("method", method, METHODS)
+    check_solver_options(terms.like.dtype, tolerance, max_iterations, on_failure)
+    options = {"tolerance": tolerance, "max_iterations": max_iterations, "on_failure": on_failure}
+    flat = _checked_unary(terms, unary)
+    return _solved(
+        terms,
+        flat,
+        _checked_regularization(regularization, terms.like),
+        guarantee,
+        method,
+        precondition,
+        options,
+    )
+
+
+def energy(
+    terms: PairwiseTerms,
+    unary: Any,
+    scores: Any,
+    *,
+    regularization: float | Tensor = 1.0,
+    guarantee: bool = False,
+) -> Tensor:
+    """Return the energy ½ xᵀ(A + λI)x - bᵀx of scores x, (B,), which `solve` makes least.
+
+    Args:
+        terms: The pairwise terms, A, or Ψ of a Potts model.
+        unary: b, as for `solve`.
+        scores: x, in the same shape.
+        regularization: λ > 0.
+        guarantee: As for `solve`.
+
+    Differentiable in all of them.
+
+    Reference: Chandra 2018, eq. 2.1.
+    """
+    flat, x = _checked_unary(terms, unary), _checked_unary(terms, scores, "scores")
+    matrix = _matrix(terms, flat)
+    shift = _checked_regularization(regularization, terms.like)
+    diagonal = shift + matrix.margin() if check_flag("guarantee", guarantee) else shift
+    b, x = flat.flatten(1)[:, None], x.flatten(1)[:, None]
+    product = diagonal[:, None] * x + matrix.product(x)
+    return (0.5 * (x * product).sum(2) - (b * x).sum(2))[:, 0]
+
+
+@full_precision
+def _solved(
+    terms: PairwiseTerms,
+    flat: Tensor,
+    shift: Tensor,
+    guarantee: bool,
+    method: str,
+    precondition: bool,
+    options: dict[str, Any],
+) -> Solution:
+    matrix = _matrix(terms, flat)
+    diagonal = shift + matrix.margin() if guarantee else shift  # (1, 1), (B, 1) or (B, n)
+    b = flat.flatten(1)[:, None]  # (B, 1, n)
+    direct = method == "direct" or (method == "auto" and terms.prefers_direct())
+    if isinstance(matrix, PottsMatrix):
+        solver = _potts_solver(terms, matrix, diagonal.detach(), direct, precondition, options)
+    else:
+        solver = _solver(terms, diagonal.detach(), 1.0, direct, precondition, options)
+    if solver is None:
+        raise ValueError(
+            f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
+        )
+    with torch.no_grad():
+        found = solver(b.detach())
+
+    def residual(x: Tensor) -> Tensor:
+        return b - diagonal[:, None] * x - matrix.product(x)
+
+    x = implicit_solution(residual, found, solver)
+    return Solution(
+        terms.unflatten(x.reshape(flat.shape)),
+        found.iterations[:, 0],
+        found.residual[:, 0],
+        found.converged[:, 0],
+    )
+
+
+def _solver(
+    terms: PairwiseTerms,
+    diagonal: Tensor,
+    factor: float,
+    direct: bool,
+    precondition: bool,
+    options: dict[str, Any],
+) -> Solver | None:
+    """Return a solver of (diagonal + factor · M) x = b for b (B, R, n)."""
+    if direct:
+        return terms.direct_solver(diagonal, factor)
+    multiply = terms.prepared()
+    entries = (diagonal + factor * terms.diagonal().detach())[:, None] if precondition else None
+
+    def product(x: Tensor) -> Tensor:
+        return torch.addcmul(multiply(x).mul_(factor), diagonal[:, None], x)
+
+    def solver(b: Tensor) -> Solution:
+        return conjugate_gradient(product, b, diagonal=entries, **options)
+
+    return solver
+
+
+def _potts_solver(
+    terms: PairwiseTerms,
+    matrix: PottsMatrix,
+    diagonal: Tensor,
+    direct: bool,
+    precondition: bool,
+    options: dict[str, Any],
+) -> Solver | None:
+    """Return a solver of the Potts system for b (B, 1, L·P), by L + 1 systems over pixels."""
+    labels, pixels = matrix.num_labels, terms.num_pixels
+    shared = diagonal if diagonal.shape[1] == 1 else diagonal[:, :pixels]  # the same for all labels
+    of_sum = _solver(terms, shared, labels - 1.0, direct, precondition, options)
+    of_label = _solver(terms, shared, -1.0, direct, precondition, options)
+    if of_sum is None or of_label is None:
+        return None
+    multiply = terms.prepared()
+
+    def solver(b: Tensor) -> Solution:
+        parts = b.reshape(-1, labels, pixels)
+        total = of_sum(parts.sum(1, keepdim=True))
+        single = of_label(parts - multiply(total.x))
+        x = single.x
+        products = multiply(x)
+        left = parts - shared[:, None] * x - (products.sum(1, keepdim=True) - products)
+        scale = torch.linalg.vector_norm(parts, dim=(1, 2))
+        relative = torch.linalg.vector_norm(left, dim=(1, 2)) / torch.where(scale > 0, scale, 1)
+        return Solution(
+            x.reshape(b.shape),
+            total.iterations + single.iterations.amax(1, keepdim=True),
+            relative[:, None],
+            total.converged & single.converged.all(1, keepdim=True),
+        )
+
+    return solver
+
+
+def _matrix(terms: PairwiseTerms, flat: Tensor) -> SymmetricMatrix:
+    return PottsMatrix(terms, flat.shape[1]) if terms.num_labels is None else terms
+
+
+def _checked_unary(terms: PairwiseTerms, unary: Any, name: str = "unary") -> Tensor:
+    flat = terms.flatten(unary)
+    if flat.shape[1] == 0:
+        raise ValueError(f"`{name}` must have at least one label, got shape {tuple(flat.shape)}")
+    if terms.num_labels not in (None, flat.shape[1]):
+        raise ValueError(
+            f"`{name}` must have the {terms.num_labels} labels of the terms, got {flat.shape[1]}"
+        )
+    return flat
+
+
+def _checked_regularization(value: object, like: Tensor) -> Tensor:
+    """Return λ as a (1, 1) tensor like the terms."""
+    if not isinstance(value, Tensor):
+        return like.new_full((1, 1), check_positive("regularization", value))
+    tensor = check_floating("regularization", value)
+    if tensor.numel() != 1:
+        raise ValueError(f"`regularization` must be one number, got shape {tuple(tensor.shape)}")
+    check_positive("regularization", float(tensor.detach()))
+    return tensor.reshape(1, 1).to(like)
+
+
+def checked_scores(
+    name: str, value: object, shape: tuple[int | None, ...], words: str, like: Tensor
+) -> Tensor:
+    """Return `value` if it is a finite tensor of a shape, like the terms, else raise.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the caller passed.
+        shape: Its sizes; None where any will do.
+        words: What the sizes are called, such as "(B, L, H, W)".
+        like: The terms, whose dtype and device it must have.
+    """
+    tensor = check_floating(name, value)
+    fits = tensor.dim() == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, tensor.shape, strict=False)
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"`{name}` must have shape {words} = ({sizes}), as the pairwise terms say, "
+            f"got {tuple(tensor.shape)}"
+        )
+    check_same_kind(name, tensor, "the pairwise terms", like)
+    check_finite(name, tensor)
+    return tensor

@@ -1,0 +1,133 @@
+"""Pairwise terms between all pixels: inner products of embeddings, a dense matrix of low rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hdcrf.gaussian.conjugate_gradient import NotPositiveDefiniteError, Product, Solution
+from hdcrf.gaussian.inference import PairwiseTerms, Solver, checked_scores
+from voxel.checks import check_finite, check_floating
+
+__all__ = ["LowRankTerms"]
+
+
+class LowRankTerms(PairwiseTerms):
+    """Terms ⟨e_i, e_j⟩ between all pixels and labels: the matrix A = EᵀE, which is never formed.
+
+    Args:
+        embeddings: E. (B, D, L, H, W), an embedding of D dimensions for each label at each pixel; or
+            (B, D, H, W), one for each pixel, which all labels share: then E is ψ of a Potts model, in which
+            pixels of different labels cost ⟨ψ_p, ψ_q⟩.
+
+    With embeddings for each label A + λI is positive definite for every λ > 0. A Potts model is so only if λ
+    exceeds the largest eigenvalue of ψψᵀ; `guarantee` of `solve` adds that.
+
+    Memory: that of E, linear in the pixels. Cost: 2·n·D multiplications a product, for n = L·H·W or H·W; the
+    direct solution (Woodbury) n·D² once.
+
+    Reference: Chandra 2018, eqs. 3.1, 3.2 and 3.8.
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        check_floating("embeddings", embeddings)
+        if embeddings.dim() not in (4, 5) or 0 in embeddings.shape:
+            raise ValueError(
+                "`embeddings` must have shape (B, D, L, H, W), or (B, D, H, W) where labels share them, with "
+                f"no size of 0, got {tuple(embeddings.shape)}"
+            )
+        check_finite("embeddings", embeddings)
+        self.like = embeddings
+        self.batch_size = embeddings.shape[0]
+        self.num_labels = embeddings.shape[2] if embeddings.dim() == 5 else None
+        self.grid = tuple(embeddings.shape[-2:])
+        self.num_pixels = self.grid[0] * self.grid[1]
+        self.embeddings = embeddings.flatten(2)  # (B, D, n)
+
+    def flatten(self, unary: object) -> Tensor:
+        """Return (B, L, H, W) as (B, L, P)."""
+        shape = (self.batch_size, self.num_labels, *self.grid)
+        return checked_scores("unary", unary, shape, "(B, L, H, W)", self.like).flatten(2)
+
+    def unflatten(self, scores: Tensor) -> Tensor:
+        """Return (B, L, P) as (B, L, H, W)."""
+        return scores.reshape(*scores.shape[:2], *self.grid)
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """Return Eᵀ(E v) for (B, R, n)."""
+        return (vectors @ self.embeddings.mT) @ self.embeddings
+
+    def prepared(self) -> Product:
+        """Return the product without gradients."""
+        embeddings = self.embeddings.detach().contiguous()
+        return lambda vectors: (vectors @ embeddings.mT) @ embeddings
+
+    def diagonal(self) -> Tensor:
+        """Return ‖e_i‖², (B, n)."""
+        return self.embeddings.square().sum(1)
+
+    def margin(self) -> Tensor:
+        """Return zeros (B, 1): EᵀE is positive semidefinite."""
+        return self.like.new_zeros((self.batch_size, 1))
+
+    def bound(self) -> Tensor:
+        """Return the largest eigenvalue of EᵀE, (B, 1)."""
+        eigenvalues: Tensor = torch.linalg.eigvalsh(self._gram())
+        return eigenvalues[:, -1:]
+
+    def _gram(self) -> Tensor:
+        """Return E Eᵀ (B, D, D), or EᵀE (B, n, n) where that is smaller: the same eigenvalues but zeros."""
+        e = self.embeddings
+        return e @ e.mT if e.shape[1] <= e.shape[2] else e.mT @ e
+
+    def prefers_direct(self) -> bool:
+        """Return whether E has few enough dimensions: n·D² operations at once, not 2·n·D an iteration."""
+        return min(self.embeddings.shape[1:]) <= 256
+
+    def direct_solver(self, shift: Tensor, factor: float) -> Solver | None:
+        """Return a solver of (shift + factor · EᵀE) x = b for b (B, R, n), by a system of D unknowns.
+
+        x = (b - factor · Eᵀ (shift + factor · EEᵀ)⁻¹ E b) / shift, the formula of Woodbury, and once more for
+        what is left of b. None if `shift` is not one number an item.
+        """
+        if shift.shape[1] != 1:
+            return None
+        e = self.embeddings.detach()
+        shift = shift.expand(self.batch_size, 1)[..., None]  # (B, 1, 1)
+        gram = self._gram().detach()
+        system = factor * gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        factors, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed.any()):
+            raise self._indefinite(gram, shift, factor, int(failed.nonzero()[0]))
+        wide = e.shape[1] <= e.shape[2]
+
+        def product(x: Tensor) -> Tensor:
+            return shift * x + factor * ((x @ e.mT) @ e)
+
+        def approximate(b: Tensor) -> Tensor:
+            if not wide:
+                return torch.cholesky_solve(b.mT, factors).mT
+            inner = torch.cholesky_solve((b @ e.mT).mT, factors).mT
+            return (b - factor * (inner @ e)) / shift
+
+        def solver(b: Tensor) -> Solution:
+            x = approximate(b)
+            x = x + approximate(b - product(x))
+            scale = torch.linalg.vector_norm(b, dim=-1)
+            residual = torch.linalg.vector_norm(b - product(x), dim=-1) / torch.where(scale > 0, scale, 1)
+            return Solution(
+                x,
+                torch.zeros(scale.shape, dtype=torch.int64, device=b.device),
+                residual,
+                torch.ones(scale.shape, dtype=torch.bool, device=b.device),
+            )
+
+        return solver
+
+    def _indefinite(self, gram: Tensor, shift: Tensor, factor: float, item: int) -> NotPositiveDefiniteError:
+        largest = abs(factor) * float(torch.linalg.eigvalsh(gram[item])[-1])
+        return NotPositiveDefiniteError(
+            f"the system of item {item} is not positive definite: `regularization` is "
+            f"{float(shift[item]):.4g}, and must be above {largest:.4g}, the largest eigenvalue of what labels "
+            "share; increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
+        )

@@ -1,0 +1,66 @@
+"""The matrix of a Potts model: labels share the pairwise terms of pixels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hdcrf.gaussian.conjugate_gradient import Product
+from hdcrf.gaussian.linear_system import SymmetricMatrix
+
+__all__ = ["PottsMatrix"]
+
+
+class PottsMatrix(SymmetricMatrix):
+    """The matrix that couples pixels of different labels by Ψ, and those of like labels not at all.
+
+    A(p, k; q, l) = Ψ(p, q) for k ≠ l, else 0, so that disagreement costs Ψ(p, q) x_p x_q.
+
+    Args:
+        shared: Ψ, over P pixels.
+        num_labels: L.
+
+    Reference: Chandra 2018, eqs. 2.15, 3.8 and 3.9.
+    """
+
+    def __init__(self, shared: SymmetricMatrix, num_labels: int) -> None:
+        self.shared = shared
+        self.num_labels = num_labels
+        self.batch_size = shared.batch_size
+        self.size = num_labels * shared.size
+        self.like = shared.like
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """Return A v for (B, R, L·P) vectors: Ψ times each label's part, subtracted from the sum of all.
+
+        One product with Ψ a label, rather than L - 1 (Chandra 2018, eqs. 3.12 and 3.13).
+        """
+        return self._by(self.shared.product, vectors)
+
+    def prepared(self) -> Product:
+        """Return the product without gradients, made ready to be computed many times."""
+        product = self.shared.prepared()
+        return lambda vectors: self._by(product, vectors)
+
+    def _by(self, product: Product, vectors: Tensor) -> Tensor:
+        batch, count, _ = vectors.shape
+        parts = product(vectors.reshape(batch, count * self.num_labels, self.shared.size))
+        parts = parts.reshape(batch, count, self.num_labels, self.shared.size)
+        return (parts.sum(2, keepdim=True) - parts).reshape(vectors.shape)
+
+    def diagonal(self) -> Tensor:
+        """Return zeros (B, L·P)."""
+        return self.like.new_zeros((self.batch_size, self.size))
+
+    def margin(self) -> Tensor:
+        """Return Δ, (B, L·P) or (B, 1), such that Δ + (L - 1) Ψ and Δ - Ψ are positive semidefinite.
+
+        They are A on vectors that are the same for all labels, and on those that sum to zero over labels.
+        """
+        return self._repeated(((self.num_labels - 1) * self.shared.margin()).maximum(self.shared.bound()))
+
+    def bound(self) -> Tensor:
+        """Return Δ, (B, L·P) or (B, 1), such that Δ + A and Δ - A are positive semidefinite."""
+        return self._repeated(max(self.num_labels - 1, 1) * self.shared.bound())
+
+    def _repeated(self, diagonal: Tensor) -> Tensor:
+        return diagonal if diagonal.shape[1] == 1 else diagonal.repeat(1, self.num_labels)
