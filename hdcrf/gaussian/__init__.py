@@ -9,6 +9,7 @@ from hdcrf.gaussian.conjugate_gradient import (
 from hdcrf.gaussian.inference import energy, solve
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
 from hdcrf.gaussian.potts import PottsMatrix
+from hdcrf.gaussian.video_terms import VideoTerms
 
 __all__ = [
     "ConvergenceError",
@@ -16,6 +17,7 @@ __all__ = [
     "NotPositiveDefiniteError",
     "PottsMatrix",
     "Solution",
+    "VideoTerms",
     "conjugate_gradient",
     "energy",
     "solve",

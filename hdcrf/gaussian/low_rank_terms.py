@@ -128,6 +128,6 @@ class LowRankTerms(PairwiseTerms):
         largest = abs(factor) * float(torch.linalg.eigvalsh(gram[item])[-1])
         return NotPositiveDefiniteError(
             f"the system of item {item} is not positive definite: `regularization` is "
-            f"{float(shift[item]):.4g}, and must be above {largest:.4g}, the largest eigenvalue of what labels "
-            "share; increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
+            f"{float(shift[item]):.4g}, and must be above {largest:.4g}, the largest eigenvalue of what "
+            "labels share; increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
         )
