@@ -318,11 +318,11 @@ class CRFLayer(nn.Module, ABC):
         )
 
 
-def working_precision(logits: object) -> Tensor:
+def working_precision(logits: object, name: str = "logits") -> Tensor:
     """Return logits in the dtype to compute in: half precision as float32."""
     if isinstance(logits, Tensor) and logits.dtype in _HALVES:
         logits = logits.float()
-    return check_floating("logits", logits)
+    return check_floating(name, logits)
 
 
 def reshaped(

@@ -1,9 +1,9 @@
-"""Pictures of labels, of the energy, of volumes and of point clouds, for people to look at."""
+"""Pictures of labels, of the energy, of pairwise terms, of volumes and of point clouds, to look at."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from hdcrf.point_pictures import render_points
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["energy_plot", "overlay", "palette", "render_points", "slices"]
+__all__ = ["affinity_plot", "energy_plot", "overlay", "palette", "render_points", "slices"]
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart too, most distant neighbours first.
 _FIRST = np.array(
@@ -221,4 +221,56 @@ def energy_plot(energy: Sequence[float] | NDArray[Any], kl: Sequence[float] | ND
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def affinity_plot(
+    photo: NDArray[np.uint8],
+    pixel: Sequence[int],
+    maps: Mapping[str, NDArray[Any]],
+) -> Figure:
+    """Plot the pairwise terms of a reference pixel with all others, beside the photo with the pixel marked.
+
+    Args:
+        photo: (H, W, 3) uint8.
+        pixel: (row, column) of the reference in the photo.
+        maps: By title, the terms (h, w) on the photo's grid or a coarser one, as `hdcrf.gaussian.affinity`
+            gives them. All share one scale of colours, with white at 0.
+
+    Returns:
+        A matplotlib figure that needs no display; `figure.savefig(file)` writes it.
+
+    Raises:
+        ValueError: If the photo or a map has another shape, an entry is not finite, there is no map, or the
+            pixel lies outside.
+
+    Reference: Chandra 2018, Figs. 3.3 to 3.6.
+    """
+    from matplotlib.figure import Figure
+
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+        raise ValueError(f"`photo` must have shape (H, W, 3) and be uint8, got {photo.shape} {photo.dtype}")
+    if len(pixel) != 2 or not all(0 <= i < size for i, size in zip(pixel, photo.shape, strict=False)):
+        raise ValueError(f"`pixel` must be (row, column) within {photo.shape[:2]}, got {tuple(pixel)}")
+    if not maps:
+        raise ValueError("`maps` must hold a map at least, got none")
+    for title, values in maps.items():
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise ValueError(f"`maps` must hold finite maps (h, w), got shape {values.shape} for {title!r}")
+    height, width = photo.shape[:2]
+    count = len(maps) + 1
+    figure = Figure(figsize=(3 * count + 0.8, 3 * height / width + 0.4), dpi=120, layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    panels[0].imshow(photo)
+    panels[0].set_title("reference pixel", fontsize=9)
+    largest = max(float(np.abs(values).max()) for values in maps.values()) or 1.0
+    for panel, (title, values) in zip(panels[1:], maps.items(), strict=True):
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        drawn = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, extent=extent)
+        panel.set_title(title, fontsize=9)
+    for panel in panels:
+        for size, colour in ((9, "white"), (6, "black")):
+            panel.plot(pixel[1], pixel[0], "o", ms=size, mec=colour, mfc="none", mew=1.5)
+        panel.set_axis_off()
+    figure.colorbar(drawn, ax=list(panels), shrink=0.8, label="pairwise term")
     return figure

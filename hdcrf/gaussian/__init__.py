@@ -1,24 +1,35 @@
 """Gaussian CRFs: exact inference by solving a linear system, from neighbouring pixels to whole videos."""
 
+from hdcrf.gaussian.affinity import affinity, affinity_loss
 from hdcrf.gaussian.conjugate_gradient import (
     ConvergenceError,
     NotPositiveDefiniteError,
     Solution,
     conjugate_gradient,
 )
-from hdcrf.gaussian.inference import energy, solve
+from hdcrf.gaussian.contexts import video_in_contexts
+from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
+from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
 from hdcrf.gaussian.potts import PottsMatrix
 from hdcrf.gaussian.video_terms import VideoTerms
 
 __all__ = [
     "ConvergenceError",
+    "DenseGaussianCRF",
+    "GaussianCRF",
     "LowRankTerms",
     "NotPositiveDefiniteError",
+    "PairwiseTerms",
     "PottsMatrix",
     "Solution",
+    "SparseGaussianCRF",
+    "VideoGaussianCRF",
     "VideoTerms",
+    "affinity",
+    "affinity_loss",
     "conjugate_gradient",
     "energy",
     "solve",
+    "video_in_contexts",
 ]

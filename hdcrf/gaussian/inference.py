@@ -47,8 +47,8 @@ class PairwiseTerms(SymmetricMatrix):
         return self.num_pixels * (self.num_labels or 1)
 
     @abstractmethod
-    def flatten(self, unary: Any) -> Tensor:
-        """Return unary terms as (B, L, P), or raise if they are not what these terms are for."""
+    def flatten(self, unary: Any, name: str = "unary") -> Tensor:
+        """Return unary terms as (B, L, P), or raise, by that name, if they are not what these terms are for."""
 
     @abstractmethod
     def unflatten(self, scores: Tensor) -> Any:
@@ -266,7 +266,7 @@ def _matrix(terms: PairwiseTerms, flat: Tensor) -> SymmetricMatrix:
 
 
 def _checked_unary(terms: PairwiseTerms, unary: Any, name: str = "unary") -> Tensor:
-    flat = terms.flatten(unary)
+    flat = terms.flatten(unary, name)
     if flat.shape[1] == 0:
         raise ValueError(f"`{name}` must have at least one label, got shape {tuple(flat.shape)}")
     if terms.num_labels not in (None, flat.shape[1]):

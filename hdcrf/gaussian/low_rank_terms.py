@@ -44,10 +44,10 @@ class LowRankTerms(PairwiseTerms):
         self.num_pixels = self.grid[0] * self.grid[1]
         self.embeddings = embeddings.flatten(2)  # (B, D, n)
 
-    def flatten(self, unary: object) -> Tensor:
+    def flatten(self, unary: object, name: str = "unary") -> Tensor:
         """Return (B, L, H, W) as (B, L, P)."""
         shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores("unary", unary, shape, "(B, L, H, W)", self.like).flatten(2)
+        return checked_scores(name, unary, shape, "(B, L, H, W)", self.like).flatten(2)
 
     def unflatten(self, scores: Tensor) -> Tensor:
         """Return (B, L, P) as (B, L, H, W)."""

@@ -9,7 +9,7 @@ from hdcrf.gaussian.conjugate_gradient import Product
 from hdcrf.gaussian.inference import PairwiseTerms, checked_scores
 from voxel.checks import check_choice, check_finite, check_floating, check_same_kind
 
-__all__ = ["NEIGHBOURHOODS", "VideoTerms", "temporal_neighbours"]
+__all__ = ["NEIGHBOURHOODS", "VideoTerms", "least_neighbour_eigenvalue", "temporal_neighbours"]
 
 NEIGHBOURHOODS = {"2": (1,), "4": (1, 2), "6ms": (1, 2, 4), "full": None}
 """How far apart in frames, on either side, those are that are connected; None connects all."""
@@ -27,6 +27,12 @@ def temporal_neighbours(num_frames: int, neighbourhood: str) -> Tensor:
     return apart > 0 if distances is None else torch.isin(apart, torch.tensor(distances))
 
 
+def least_neighbour_eigenvalue(num_frames: int, neighbourhood: str) -> float:
+    """Return the least eigenvalue of the matrix of which frames are connected; 0 for a single frame."""
+    neighbours = temporal_neighbours(num_frames, neighbourhood).double()
+    return min(0.0, float(torch.linalg.eigvalsh(neighbours)[0]))
+
+
 class VideoTerms(PairwiseTerms):
     """Terms between all pixels of a frame, and between all pixels of frames that are connected.
 
@@ -39,10 +45,10 @@ class VideoTerms(PairwiseTerms):
         neighbourhood: Which frames are connected: those next to each other ("2"), up to 2 apart ("4"), 1, 2
             or 4 apart ("6ms"), or all ("full").
 
-    Symmetry alone does not make the matrix positive semidefinite, as Chandra 2018 says below eq. 4.2: with
-    E = 0, every positive eigenvalue of two frames' blocks has a negative one opposite. `regularization` must make
-    up for those, or `guarantee` of `solve` does: it adds to each frame as much of the largest eigenvalue of
-    F_tᵀF_t as its neighbourhood needs, once for "full" and less than twice for "2".
+    Symmetry alone does not make the matrix positive semidefinite, as Chandra 2018 says below eq. 4.2: with E
+    = 0, every positive eigenvalue of two frames' blocks has a negative one opposite. `regularization` must
+    make up for those, or `guarantee` of `solve` does: it adds to each frame as much of the largest eigenvalue
+    of F_tᵀF_t as its neighbourhood needs: once for "full", less than twice for "2".
 
     Memory: that of E and F. Cost: 2·n·(D_E + D_F) multiplications a product over all n = L·T·H·W, for any
     neighbourhood: F_u v_u is computed once for each frame and added up by neighbourhood (eq. 4.7).
@@ -79,10 +85,10 @@ class VideoTerms(PairwiseTerms):
         """Return (B, D, [L,] T, H, W) as (B, T, D, m), with the m = [L·]H·W entries of a frame together."""
         return embeddings.flatten(-2).movedim(-2, 1).flatten(3).contiguous()
 
-    def flatten(self, unary: object) -> Tensor:
+    def flatten(self, unary: object, name: str = "unary") -> Tensor:
         """Return (B, L, T, H, W) as (B, L, P)."""
         shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores("unary", unary, shape, "(B, L, T, H, W)", self.like).flatten(2)
+        return checked_scores(name, unary, shape, "(B, L, T, H, W)", self.like).flatten(2)
 
     def unflatten(self, scores: Tensor) -> Tensor:
         """Return (B, L, P) as (B, L, T, H, W)."""
@@ -127,11 +133,11 @@ class VideoTerms(PairwiseTerms):
     def margin(self) -> Tensor:
         """Return (B, n): for each frame the largest eigenvalue of F_tᵀF_t, as often as neighbours need.
 
-        The matrix of neighbours N has a least eigenvalue -c, so that cI + N is positive semidefinite, and with
-        it the blocks (cI + N)_tu F_tᵀF_u.
+        The matrix N of neighbours has a least eigenvalue -c, so that cI + N is positive semidefinite, and so
+        are the blocks (cI + N)_tu F_tᵀF_u together.
         """
-        least = torch.linalg.eigvalsh(self.neighbours)[0]
-        return self._of_frames(-least.clamp(max=0) * _largest(self.temporal))
+        least = least_neighbour_eigenvalue(self.grid[0], self.neighbourhood)
+        return self._of_frames(-least * _largest(self.temporal))
 
     def bound(self) -> Tensor:
         """Return (B, n): for each frame the largest eigenvalue of E_tᵀE_t, and of F_tᵀF_t times that of N."""

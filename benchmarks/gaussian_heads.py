@@ -1,0 +1,232 @@
+"""Do Gaussian CRFs over a network pay? Mean IoU of the unary network of `learned_heads.py` with such heads.
+
+    python benchmarks/gaussian_heads.py --images DIR --labels DIR --void 11 --networks DIR --jobs 2
+    python benchmarks/gaussian_heads.py --images DIR --labels DIR --void 11 --quick
+
+Frames, split, networks and losses are those of `learned_heads.py`; with the same `--networks` folder the
+networks are the very same. The frames are those of a video. Every head has a branch of a few convolutions,
+which sees the image and the network's probabilities at a quarter of the resolution, and whose features become
+pairwise terms there. Training has the three phases of Chandra 2018: first the network; then the branch and
+the embeddings, so that pairwise terms tell whether pixels have the same label; then all of it by the labels,
+first with logits of networks that have not seen the frame and do not change, then jointly with the network.
+As a control, the same branch without a CRF adds its own logits to the network's, and is trained in the same
+way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hdcrf.gaussian import (
+    DenseGaussianCRF,
+    GaussianCRF,
+    SparseGaussianCRF,
+    VideoGaussianCRF,
+    affinity_loss,
+    video_in_contexts,
+)
+
+try:
+    from benchmarks import unary_network
+    from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from benchmarks.street_frames import UNKNOWN, Frames, enlarge, random_frames, recoloured
+    from benchmarks.unary_network import NetworkBudget, Progress, Unary, convolution, report, trained_networks
+except ModuleNotFoundError:  # run as a script
+    import unary_network
+    from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from street_frames import UNKNOWN, Frames, enlarge, random_frames, recoloured
+    from unary_network import NetworkBudget, Progress, Unary, convolution, report, trained_networks
+
+
+@dataclass(frozen=True)
+class HeadBudget:
+    """How long to train heads."""
+
+    affinity_steps: int = 60
+    head_steps: int = 120
+    joint_steps: int = 48
+    frames: int = 4  # of a step
+    channels: int = 32
+    embedding: int = 32
+
+
+QUICK = HeadBudget(affinity_steps=4, head_steps=6, joint_steps=4, channels=8, embedding=4)
+
+CONTROL = "branch without a CRF"
+HEADS: dict[str, Callable[[int, HeadBudget], GaussianCRF | None]] = {
+    CONTROL: lambda labels, budget: None,
+    "sparse, 4 neighbours": lambda labels, budget: SparseGaussianCRF(labels, budget.channels, potts=False),
+    "dense, Potts": lambda labels, budget: DenseGaussianCRF(
+        labels, budget.channels, embedding=budget.embedding
+    ),
+    "dense": lambda labels, budget: DenseGaussianCRF(
+        labels, budget.channels, embedding=budget.embedding // 4, potts=False
+    ),
+    "video, 2 frames": lambda labels, budget: VideoGaussianCRF(
+        labels, budget.channels, embedding=budget.embedding
+    ),
+    "video, 3 frames": lambda labels, budget: VideoGaussianCRF(
+        labels, budget.channels, embedding=budget.embedding
+    ),
+}
+CONTEXTS = {"video, 2 frames": 2, "video, 3 frames": 3}
+
+COMPARISONS = (
+    *((name, "unary") for name in HEADS),
+    *((f"{name}, jointly", "unary, trained as long") for name in HEADS),
+)
+
+
+class Head(nn.Module):
+    """A Gaussian CRF, or its control, over the logits of frames (T, L, H, W).
+
+    Solves at a quarter of the resolution, and adds what the CRF changes there to the logits.
+    """
+
+    def __init__(
+        self, num_labels: int, crf: GaussianCRF | None, budget: HeadBudget, context: int | None
+    ) -> None:
+        super().__init__()
+        self.context = context
+        channels = budget.channels
+        self.shrink = nn.Sequential(
+            convolution(3, channels // 2, stride=2), convolution(channels // 2, channels, stride=2)
+        )
+        self.branch = nn.Sequential(
+            convolution(channels + num_labels + 2, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.crf = crf
+        self.classify = nn.Conv2d(channels, num_labels, 1) if crf is None else None
+        if self.classify is not None:
+            nn.init.zeros_(self.classify.weight)
+            nn.init.zeros_(self.classify.bias)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        # Of shared terms, within frames and between: they are probabilities, and the loss wants logits.
+        self.thresholds = nn.Parameter(torch.ones(2))
+        self.log_factors = nn.Parameter(torch.full((2,), 1.5))
+
+    def features(self, logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (T, L, h, w) and features (T, C, h, w) at a quarter of the resolution."""
+        below = self.shrink(images / 64 - 2)
+        unary = functional.interpolate(logits, below.shape[-2:], mode="bilinear", antialias=True)
+        height, width = below.shape[-2:]
+        rows, columns = torch.meshgrid(
+            torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+        )
+        places = torch.stack([rows, columns]).expand(len(below), -1, -1, -1)
+        return unary, self.branch(torch.cat([below, unary.softmax(1), places], 1))
+
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        logits = logits * self.log_scale.exp()
+        unary, features = self.features(logits, images)
+        if self.classify is not None:
+            change = self.classify(features)
+        elif self.context is None:
+            change = self.crf(unary, features) - unary
+        else:
+            clip, clip_features = (part.transpose(0, 1)[None] for part in (unary, features))
+            scores = video_in_contexts(
+                self.crf, clip, clip_features, context=self.context, overlap=self.context - 1
+            )
+            change = scores[0].transpose(0, 1) - unary
+        return logits + enlarge(change, logits.shape[-2:])
+
+    def affinity_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the embeddings alone, where there are any."""
+        unary, features = self.features(logits, images)
+        coarse = functional.interpolate(labels[:, None].float(), unary.shape[-2:], mode="nearest")[
+            :, 0
+        ].long()
+        if isinstance(self.crf, VideoGaussianCRF):
+            spatial, temporal = self.crf.embeddings(features.transpose(0, 1)[None])
+            within = self.pair_loss(0, spatial[0].movedim(-3, 0), coarse)
+            return within + self.pair_loss(1, temporal, coarse[None])
+        return self.pair_loss(0, self.crf.embeddings(features), coarse)
+
+    def pair_loss(self, kind: int, embeddings: Tensor, labels: Tensor) -> Tensor:
+        if self.crf.potts:
+            embeddings = embeddings * self.log_factors[kind].exp()
+        return affinity_loss(embeddings, labels, threshold=self.thresholds[kind], ignore_index=UNKNOWN)
+
+
+def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
+    """Train a head on logits (N, L, H, W) of networks that have not seen the frame: its affinities, then all."""
+    video = head.context is not None
+    phases = [
+        (budget.head_steps, "head", lambda values, images, labels: frames.loss(head(values, images), labels))
+    ]
+    if isinstance(head.crf, DenseGaussianCRF | VideoGaussianCRF):
+        phases.insert(0, (budget.affinity_steps, "affinities", head.affinity_loss))
+    for steps, phase, loss in phases:
+        optimizer = torch.optim.Adam(head.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.2)
+        losses = Progress(f"{name}, {phase}", steps)
+        for _ in range(steps):
+            picks = random_frames(frames, budget.frames, video)
+            batch = [logits[picks], recoloured(frames.images[picks]), frames.labels[picks]]
+            if torch.rand(()) < 0.5:
+                batch = [part.flip(-1) for part in batch]
+            losses.step(loss(*batch), optimizer, schedule)
+    head.eval()
+
+
+def train_further(network: Unary, head: Head | None, frames: Frames, budget: HeadBudget, name: str) -> None:
+    """Train a network, and the head on it if there is one, on all fit frames with a small learning rate."""
+    steps = budget.joint_steps
+    groups = [{"params": network.parameters(), "lr": 5e-4}]
+    if head is not None:
+        groups.append({"params": head.parameters(), "lr": 5e-4})
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = Progress(name, steps)
+    for _ in range(steps):
+        picks = random_frames(frames, budget.frames, head is not None and head.context is not None)
+        images, labels = recoloured(frames.images[picks]), frames.labels[picks]
+        if torch.rand(()) < 0.5:
+            images, labels = images.flip(-1), labels.flip(-1)
+        logits = network(images)
+        losses.step(
+            frames.loss(logits if head is None else head(logits, images), labels), optimizer, schedule
+        )
+
+
+def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
+    """Train everything for one seed, and score it on the frames after the fit ones."""
+    budget = QUICK if arguments.quick else HeadBudget()
+    network_budget = unary_network.QUICK if arguments.quick else NetworkBudget()
+    name = f"seed {seed}"
+    networks = trained_networks(frames, network_budget, seed, name, arguments.networks)
+    check = [slice(frames.fit, len(frames))]
+    longer = copy.deepcopy(networks.network)
+    _, seconds = timed(train_further, longer, None, frames, budget, f"{name}, network further")
+    logits = networks.checked(networks.network, frames)
+    rows = {
+        "unary": Row(score(None, frames, logits, check), count(networks.network), networks.seconds),
+        "unary, trained as long": Row(
+            score(None, frames, networks.checked(longer, frames), check), count(longer), seconds
+        ),
+    }
+    for method, build in HEADS.items():
+        head = Head(frames.num_labels, build(frames.num_labels, budget), budget, CONTEXTS.get(method))
+        _, seconds = timed(train_head, head, frames, logits, budget, f"{name}, {method}")
+        rows[method] = Row(score(head, frames, logits, check), count(head), seconds)
+        joint, joint_head = copy.deepcopy((networks.network, head))
+        _, seconds = timed(train_further, joint, joint_head, frames, budget, f"{name}, {method}, jointly")
+        values = networks.checked(joint, frames)
+        rows[f"{method}, jointly"] = Row(
+            score(joint_head, frames, values, check), count(joint, joint_head), seconds
+        )
+    for method, row in rows.items():
+        report(f"{name}, {method}: mean IoU {mean_iou(row.iou):.4f}")
+    return Outcome({"Gaussian CRFs": rows})
+
+
+if __name__ == "__main__":
+    run(arguments_of(__doc__), measure, COMPARISONS)
