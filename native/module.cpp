@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "argmax.hpp"
+#include "grid_product.hpp"
 #include "mean_field.hpp"
 #include "mean_field_adjoint.hpp"
 #include "permutohedral.hpp"
@@ -303,6 +304,18 @@ void define(nb::module_& module, const char* mean_field) {
         nb::arg("appearance_weight"), nb::arg("smoothness_weight"), nb::arg("own").none(), nb::arg("pairs"),
         nb::arg("next").noconvert(), nb::arg("total").noconvert(), nb::arg("of_own").noconvert().none(),
         nb::arg("threads")
+    );
+    module.def(
+        "grid_product",
+        [](Array<T> weights, Array<int64_t> offsets, Array<T> vectors, Output<T> out, int threads) {
+            const GridProduct<T> terms{
+                weights.data(), offsets.data(), int64_t(weights.shape(0)), int64_t(weights.shape(1)),
+                int64_t(weights.shape(2)), int64_t(weights.shape(4)), int64_t(weights.shape(5))
+            };
+            terms.run(vectors.data(), out.data(), int64_t(out.shape(1)), threads);
+        },
+        nb::arg("weights"), nb::arg("offsets"), nb::arg("vectors"), nb::arg("out").noconvert(), nb::arg("threads"),
+        Released()
     );
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(

@@ -8,6 +8,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     conjugate_gradient,
 )
 from hdcrf.gaussian.contexts import video_in_contexts
+from hdcrf.gaussian.grid_terms import GridTerms
 from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
 from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
@@ -18,6 +19,7 @@ __all__ = [
     "ConvergenceError",
     "DenseGaussianCRF",
     "GaussianCRF",
+    "GridTerms",
     "LowRankTerms",
     "NotPositiveDefiniteError",
     "PairwiseTerms",

@@ -129,7 +129,7 @@ def affinity_loss(
         return functional.binary_cross_entropy_with_logits(products - threshold, (left == right).to(products))
     e = embeddings.flatten(3)[rows].flatten(1, 2)  # (b, D·L, P)
     count = embeddings.shape[2]
-    parts = [_at(e, index).unflatten(1, (-1, count)) for index in (first, second)]  # (b, D, L, pairs)
+    parts = [_at(e, index).reshape(len(e), -1, count, pairs) for index in (first, second)]  # (b, D, L, pairs)
     costs = torch.einsum("bdlp,bdmp->blmp", *parts)
     return functional.cross_entropy(-costs.flatten(1, 2), left * count + right)
 

@@ -48,7 +48,7 @@ class PairwiseTerms(SymmetricMatrix):
 
     @abstractmethod
     def flatten(self, unary: Any, name: str = "unary") -> Tensor:
-        """Return unary terms as (B, L, P), or raise, by that name, if they are not what these terms are for."""
+        """Return unary terms as (B, L, P), or raise, by that name, if they do not fit these terms."""
 
     @abstractmethod
     def unflatten(self, scores: Tensor) -> Any:

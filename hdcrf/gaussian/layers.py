@@ -72,7 +72,7 @@ class GaussianCRF(nn.Module, ABC):
     def terms(self, features: Tensor) -> PairwiseTerms:
         """Return the pairwise terms of features (B, C, *S)."""
 
-    @torch.compiler.disable(recursive=True)  # how long the solver iterates depends on the values
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how long it iterates depends on the values
     def forward(self, unary: Tensor, features: Tensor) -> Tensor:
         """Return the scores x.
 
@@ -90,7 +90,8 @@ class GaussianCRF(nn.Module, ABC):
             ValueError: If an argument has the wrong shape, device or content.
             ConvergenceError: If `max_iterations` did not suffice.
 
-        Differentiable, once, in closed form, in both and in the parameters. A compiled model calls it as it is.
+        Differentiable, once, in closed form, in both and in the parameters. A compiled model calls it as it
+        is.
         """
         scores: Tensor = self.infer(unary, features).x
         return scores
@@ -121,8 +122,8 @@ class GaussianCRF(nn.Module, ABC):
         wanted = (*unary.shape[:1], self.feature_channels, *unary.shape[2:])
         if tensor.shape != wanted:
             raise ValueError(
-                f"`features` must have shape {wanted}, {self.feature_channels} channels on the grid of `unary`, "
-                f"got {tuple(tensor.shape)}; interpolate either to the other's size"
+                f"`features` must have shape {wanted}, {self.feature_channels} channels on the grid of "
+                f"`unary`, got {tuple(tensor.shape)}; interpolate either to the other's size"
             )
         if tensor.device != unary.device:
             raise ValueError(
@@ -175,8 +176,7 @@ class SparseGaussianCRF(GaussianCRF):
         pairs = 1 if potts else num_labels**2
         self.edges = nn.Conv2d(feature_channels, len(OFFSETS[connectivity]) * pairs, 1)
         # What has learned nothing should hardly matter.
-        nn.init.normal_(self.edges.weight, std=0.01 / math.sqrt(feature_channels))
-        nn.init.zeros_(self.edges.bias)
+        _make_small(self.edges, 0.01 / math.sqrt(feature_channels))
 
     def terms(self, features: Tensor) -> GridTerms:
         """Return the terms of features (B, C, H, W)."""
@@ -219,8 +219,7 @@ class _EmbeddingCRF(GaussianCRF):
         labels = 1 if self.potts else self.num_labels
         layer = nn.Conv2d(self.feature_channels, self.embedding * labels, 1)
         if not self.potts:  # small, but not zero, from where inner products could not be learned
-            nn.init.normal_(layer.weight, std=0.1 / math.sqrt(self.feature_channels * self.embedding))
-            nn.init.zeros_(layer.bias)
+            _make_small(layer, 0.1 / math.sqrt(self.feature_channels * self.embedding))
         return layer
 
     def _embed(self, layer: nn.Conv2d, features: Tensor) -> Tensor:
@@ -236,9 +235,9 @@ class DenseGaussianCRF(_EmbeddingCRF):
 
     Where labels have embeddings e of their own, the terms are ⟨e_p(l), e_q(m)⟩ / P over P pixels, so that how
     much they matter does not depend on the size of the image. Where labels share them, embeddings ψ are
-    probabilities (a softmax) with which a pixel belongs to each of D parts, and the terms
-    s λ ⟨ψ_p, ψ_q⟩ / √(d_p d_q) with the degree d_p = Σ_q ⟨ψ_p, ψ_q⟩: their largest eigenvalue is the fraction s,
-    the strength, of λ. So the system is positive definite, in either case, whatever the features are.
+    probabilities (a softmax) with which a pixel belongs to each of D parts, and the terms s λ ⟨ψ_p, ψ_q⟩ /
+    √(d_p d_q) with the degree d_p = Σ_q ⟨ψ_p, ψ_q⟩: their largest eigenvalue is the fraction s, the strength,
+    of λ. So the system is positive definite, in either case, whatever the features are.
 
     Args:
         num_labels: L.
@@ -320,6 +319,12 @@ class VideoGaussianCRF(_EmbeddingCRF):
         degree = raw.product(ones).reshape(spatial[:, 0].shape)
         scale = (self.regularization * self.strength.to(degree) / degree).sqrt()[:, None]
         return VideoTerms(spatial * scale, temporal * scale, neighbourhood=self.neighbourhood)
+
+
+def _make_small(layer: nn.Conv2d, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _pointwise(layer: nn.Conv2d, features: Tensor) -> Tensor:
