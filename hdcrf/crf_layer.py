@@ -318,11 +318,11 @@ class CRFLayer(nn.Module, ABC):
         )
 
 
-def working_precision(logits: object, name: str = "logits") -> Tensor:
-    """Return logits in the dtype to compute in: half precision as float32."""
-    if isinstance(logits, Tensor) and logits.dtype in _HALVES:
-        logits = logits.float()
-    return check_floating(name, logits)
+def working_precision(values: object, name: str = "logits") -> Tensor:
+    """Return values in the dtype to compute in: half precision as float32."""
+    if isinstance(values, Tensor) and values.dtype in _HALVES:
+        values = values.float()
+    return check_floating(name, values)
 
 
 def reshaped(
