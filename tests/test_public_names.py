@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import hdcrf
+import hdcrf.gaussian
 import lattice
 import voxel
 
@@ -14,6 +15,9 @@ NAMES = {
         labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
         point_features points_in_blocks refine transfer_labels trilateral_features video_features
         video_in_windows volume_features volume_in_blocks""",
+    hdcrf.gaussian: """ConvergenceError GaussianMeanFieldNetwork LowRankTerms NotPositiveDefiniteError
+        PottsMatrix SimilarityTerms Solution conjugate_gradient energy gaussian_mean_field
+        gaussian_mean_field_energy margin_loss pixel_similarity similarity_loss solve""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
@@ -63,6 +67,15 @@ SIGNATURES = {
     hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
     hdcrf.labels_from_annotation: "annotation",
     hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0 backend='auto'",
+    hdcrf.gaussian.GaussianMeanFieldNetwork: """num_labels feature_channels num_filters=None window=23
+        layers=5 partition='columns'""",
+    hdcrf.gaussian.GaussianMeanFieldNetwork.forward: "self unary features",
+    hdcrf.gaussian.SimilarityTerms: "similarity compatibility",
+    hdcrf.gaussian.gaussian_mean_field: "terms unary layers=5 partition='columns' start=None",
+    hdcrf.gaussian.gaussian_mean_field_energy: "terms unary scores",
+    hdcrf.gaussian.margin_loss: "scores labels margin=0.5 ignore_index=-1",
+    hdcrf.gaussian.pixel_similarity: "features window=23",
+    hdcrf.gaussian.similarity_loss: "similarity labels threshold=4.5399929762484854e-05 ignore_index=-1",
     lattice.PermutohedralLattice: "features batch=None order=1 halo=0 backend='auto'",
     lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
     voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None backend='auto'",

@@ -11,7 +11,13 @@ from hdcrf.gaussian.contexts import video_in_contexts
 from hdcrf.gaussian.grid_terms import GridTerms
 from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
 from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
+from hdcrf.gaussian.losses import margin_loss, similarity_loss
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
+from hdcrf.gaussian.mean_field_network import (
+    GaussianMeanFieldNetwork,
+    gaussian_mean_field,
+    gaussian_mean_field_energy,
+)
 from hdcrf.gaussian.potts import PottsMatrix
 from hdcrf.gaussian.video_terms import VideoTerms
 
@@ -19,11 +25,13 @@ __all__ = [
     "ConvergenceError",
     "DenseGaussianCRF",
     "GaussianCRF",
+    "GaussianMeanFieldNetwork",
     "GridTerms",
     "LowRankTerms",
     "NotPositiveDefiniteError",
     "PairwiseTerms",
     "PottsMatrix",
+    "SimilarityTerms",
     "Solution",
     "SparseGaussianCRF",
     "VideoGaussianCRF",
@@ -32,6 +40,11 @@ __all__ = [
     "affinity_loss",
     "conjugate_gradient",
     "energy",
+    "gaussian_mean_field",
+    "gaussian_mean_field_energy",
+    "margin_loss",
+    "pixel_similarity",
+    "similarity_loss",
     "solve",
     "video_in_contexts",
 ]
