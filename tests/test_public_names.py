@@ -15,9 +15,11 @@ NAMES = {
         labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
         point_features points_in_blocks refine transfer_labels trilateral_features video_features
         video_in_windows volume_features volume_in_blocks""",
-    hdcrf.gaussian: """ConvergenceError GaussianMeanFieldNetwork LowRankTerms NotPositiveDefiniteError
-        PottsMatrix SimilarityTerms Solution conjugate_gradient energy gaussian_mean_field
-        gaussian_mean_field_energy margin_loss pixel_similarity similarity_loss solve""",
+    hdcrf.gaussian: """ConvergenceError DenseGaussianCRF GaussianCRF GaussianMeanFieldNetwork GridTerms
+        LowRankTerms NotPositiveDefiniteError PairwiseTerms PottsMatrix SimilarityTerms Solution
+        SparseGaussianCRF VideoGaussianCRF VideoTerms affinity affinity_loss conjugate_gradient
+        energy gaussian_mean_field gaussian_mean_field_energy margin_loss pixel_similarity
+        similarity_loss solve video_in_contexts""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
@@ -67,6 +69,23 @@ SIGNATURES = {
     hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
     hdcrf.labels_from_annotation: "annotation",
     hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0 backend='auto'",
+    hdcrf.gaussian.LowRankTerms: "embeddings",
+    hdcrf.gaussian.VideoTerms: "spatial temporal neighbourhood='full'",
+    hdcrf.gaussian.GridTerms: "weights connectivity=4",
+    hdcrf.gaussian.conjugate_gradient: """product right_hand_side diagonal=None start=None tolerance=None
+        max_iterations=None on_failure='raise'""",
+    hdcrf.gaussian.solve: """terms unary regularization=1.0 guarantee=False method='auto' precondition=False
+        tolerance=None max_iterations=None on_failure='raise'""",
+    hdcrf.gaussian.energy: "terms unary scores regularization=1.0 guarantee=False",
+    hdcrf.gaussian.SparseGaussianCRF: "num_labels feature_channels connectivity=4 potts=False options",
+    hdcrf.gaussian.DenseGaussianCRF: """num_labels feature_channels embedding=128 strength=0.5 options""",
+    hdcrf.gaussian.VideoGaussianCRF: """num_labels feature_channels embedding=128 neighbourhood='full'
+        strength=0.5 options""",
+    hdcrf.gaussian.DenseGaussianCRF.forward: "self unary features",
+    hdcrf.gaussian.video_in_contexts: "crf unary features context=4 overlap=2",
+    hdcrf.gaussian.affinity: "terms pixel label=None item=0",
+    hdcrf.gaussian.affinity_loss: """embeddings labels threshold=0.0 pairs=4096 ignore_index=-1
+        generator=None""",
     hdcrf.gaussian.GaussianMeanFieldNetwork: """num_labels feature_channels num_filters=None window=23
         layers=5 partition='columns'""",
     hdcrf.gaussian.GaussianMeanFieldNetwork.forward: "self unary features",
