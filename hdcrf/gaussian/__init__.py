@@ -19,6 +19,7 @@ from hdcrf.gaussian.mean_field_network import (
     gaussian_mean_field_energy,
 )
 from hdcrf.gaussian.potts import PottsMatrix
+from hdcrf.gaussian.similarity_terms import SimilarityTerms, pixel_similarity
 from hdcrf.gaussian.video_terms import VideoTerms
 
 __all__ = [

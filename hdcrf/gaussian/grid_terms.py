@@ -21,7 +21,7 @@ OFFSETS = {
     8: ((0, 1), (1, 0), (1, 1), (1, -1)),
     12: ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0)),
 }
-"""For each connectivity the offsets (dy, dx) of one half of the neighbours; the others are their opposites."""
+"""For each connectivity the offsets (dy, dx) of one half of the neighbours; the others are opposite."""
 
 
 class GridTerms(PairwiseTerms):
@@ -54,8 +54,9 @@ class GridTerms(PairwiseTerms):
         fits = weights.dim() in (4, 6) and weights.shape[1] == count and 0 not in weights.shape
         if not fits or (weights.dim() == 6 and weights.shape[2] != weights.shape[3]):
             raise ValueError(
-                f"`weights` must have shape (B, {count}, L, L, H, W), or (B, {count}, H, W) where labels share "
-                f"them, with no size of 0, for a connectivity of {connectivity}, got {tuple(weights.shape)}"
+                f"`weights` must have shape (B, {count}, L, L, H, W), or (B, {count}, H, W) where labels "
+                f"share them, with no size of 0, for a connectivity of {connectivity}, "
+                f"got {tuple(weights.shape)}"
             )
         check_finite("weights", weights)
         self.like = weights

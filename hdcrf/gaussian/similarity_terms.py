@@ -102,7 +102,7 @@ class SimilarityTerms(PairwiseTerms):
         self.similarity = similarity
         self.compatibility = compatibility
 
-    def flatten(self, unary: object) -> Tensor:
+    def flatten(self, unary: object, name: str = "unary") -> Tensor:
         """Return (B, K, H, W) as (B, K, P)."""
         return self.checked(unary).flatten(2)
 
