@@ -4,13 +4,14 @@
     python benchmarks/gaussian_heads.py --images DIR --labels DIR --void 11 --quick
 
 Frames, split, networks and losses are those of `learned_heads.py`; with the same `--networks` folder the
-networks are the very same. The frames are those of a video. Every head has a branch of a few convolutions,
-which sees the image and the network's probabilities at a quarter of the resolution, and whose features become
-pairwise terms there. Training has the three phases of Chandra 2018: first the network; then the branch and
-the embeddings, so that pairwise terms tell whether pixels have the same label; then all of it by the labels,
-first with logits of networks that have not seen the frame and do not change, then jointly with the network.
-As a control, the same branch without a CRF adds its own logits to the network's, and is trained in the same
-way.
+networks are the very same. The frames are those of a video. A head solves its system at a quarter of the
+resolution, where a branch of one convolution sees the image, where a pixel is and the network's
+probabilities, and its features become pairwise terms; mean field takes colour and place alone.
+
+Training has the three phases of Chandra 2018: first the network; then the branch and the embeddings, so that
+pairwise terms tell whether pixels have the same label; then all of it by the labels, with logits of networks
+that have not seen the frame and do not change, and after that jointly with the network. As a control, the
+same branch without a CRF adds its own logits to the network's, and is trained in the same way.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.nn import functional
 from hdcrf.gaussian import (
     DenseGaussianCRF,
     GaussianCRF,
+    GaussianMeanFieldNetwork,
     SparseGaussianCRF,
     VideoGaussianCRF,
     affinity_loss,
@@ -47,36 +49,63 @@ except ModuleNotFoundError:  # run as a script
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """How long to train heads."""
+    """How long to train heads, and their sizes."""
 
-    affinity_steps: int = 60
+    affinity_steps: int = 100
     head_steps: int = 120
     joint_steps: int = 48
     frames: int = 4  # of a step
     channels: int = 32
     embedding: int = 32
+    window: int = 15
 
 
-QUICK = HeadBudget(affinity_steps=4, head_steps=6, joint_steps=4, channels=8, embedding=4)
+QUICK = HeadBudget(affinity_steps=4, head_steps=6, joint_steps=4, channels=8, embedding=4, window=3)
+
+
+def dense(labels: int, budget: HeadBudget) -> GaussianCRF:
+    return DenseGaussianCRF(labels, budget.channels, embedding=budget.embedding, strength=0.2)
+
+
+def dense_by_label(labels: int, budget: HeadBudget) -> GaussianCRF:
+    return DenseGaussianCRF(labels, budget.channels, embedding=budget.embedding // 4, potts=False)
+
+
+def video(labels: int, budget: HeadBudget) -> GaussianCRF:
+    return VideoGaussianCRF(labels, budget.channels, embedding=budget.embedding, strength=0.2)
+
+
+def sparse(labels: int, budget: HeadBudget) -> GaussianCRF:
+    return SparseGaussianCRF(labels, budget.channels, potts=False)
+
+
+def mean_field(labels: int, budget: HeadBudget) -> GaussianMeanFieldNetwork:
+    """Return five layers of mean field over colours and places, to begin with a bilateral similarity."""
+    network = GaussianMeanFieldNetwork(
+        labels, COLOUR_AND_PLACE, window=budget.window, num_filters=COLOUR_AND_PLACE
+    )
+    with torch.no_grad():
+        network.filters.copy_(torch.eye(COLOUR_AND_PLACE))
+        network.factor.copy_(0.6 * torch.eye(labels))
+    return network
+
 
 CONTROL = "branch without a CRF"
-HEADS: dict[str, Callable[[int, HeadBudget], GaussianCRF | None]] = {
-    CONTROL: lambda labels, budget: None,
-    "sparse, 4 neighbours": lambda labels, budget: SparseGaussianCRF(labels, budget.channels, potts=False),
-    "dense, Potts": lambda labels, budget: DenseGaussianCRF(
-        labels, budget.channels, embedding=budget.embedding
-    ),
-    "dense": lambda labels, budget: DenseGaussianCRF(
-        labels, budget.channels, embedding=budget.embedding // 4, potts=False
-    ),
-    "video, 2 frames": lambda labels, budget: VideoGaussianCRF(
-        labels, budget.channels, embedding=budget.embedding
-    ),
-    "video, 3 frames": lambda labels, budget: VideoGaussianCRF(
-        labels, budget.channels, embedding=budget.embedding
-    ),
+HEADS: dict[str, Callable[[int, HeadBudget], nn.Module] | None] = {
+    CONTROL: None,
+    "sparse, 4 neighbours": sparse,
+    "Gaussian mean field": mean_field,
+    "dense, Potts": dense,
+    "dense": dense_by_label,
+    "video, 2 frames": video,
+    "video, 3 frames": video,
 }
 CONTEXTS = {"video, 2 frames": 2, "video, 3 frames": 3}
+COLOUR_AND_PLACE = 5
+SIGMA_RGB, SIGMA_XY = (
+    16.0,
+    2.6,
+)  # units of colours and places: grey values, and pixels at a quarter of the size
 
 COMPARISONS = (
     *((name, "unary") for name in HEADS),
@@ -91,42 +120,44 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, num_labels: int, crf: GaussianCRF | None, budget: HeadBudget, context: int | None
+        self, num_labels: int, crf: nn.Module | None, budget: HeadBudget, context: int | None
     ) -> None:
         super().__init__()
-        self.context = context
-        channels = budget.channels
-        self.shrink = nn.Sequential(
-            convolution(3, channels // 2, stride=2), convolution(channels // 2, channels, stride=2)
-        )
-        self.branch = nn.Sequential(
-            convolution(channels + num_labels + 2, channels), nn.Conv2d(channels, channels, 3, padding=1)
-        )
         self.crf = crf
-        self.classify = nn.Conv2d(channels, num_labels, 1) if crf is None else None
-        if self.classify is not None:
-            nn.init.zeros_(self.classify.weight)
-            nn.init.zeros_(self.classify.bias)
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        # Of shared terms, within frames and between: they are probabilities, and the loss wants logits.
-        self.thresholds = nn.Parameter(torch.ones(2))
-        self.log_factors = nn.Parameter(torch.full((2,), 1.5))
+        self.context = context
+        self.log_scale = nn.Parameter(torch.zeros(()))  # takes back what confidence is too much
+        if isinstance(crf, GaussianMeanFieldNetwork):
+            self.branch: nn.Module = nn.Identity()
+            return
+        self.branch = convolution(COLOUR_AND_PLACE + num_labels, budget.channels)
+        if crf is None:
+            self.classify = nn.Conv2d(budget.channels, num_labels, 1)
+            for parameter in self.classify.parameters():
+                nn.init.zeros_(parameter)
+        if isinstance(crf, DenseGaussianCRF | VideoGaussianCRF):
+            # Of shared terms, within frames and between: they are probabilities, and the loss wants logits.
+            self.thresholds = nn.Parameter(torch.ones(2))
+            self.log_factors = nn.Parameter(torch.full((2,), 1.5))
 
-    def features(self, logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(self, logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (T, L, h, w) and features (T, C, h, w) at a quarter of the resolution."""
-        below = self.shrink(images / 64 - 2)
-        unary = functional.interpolate(logits, below.shape[-2:], mode="bilinear", antialias=True)
-        height, width = below.shape[-2:]
-        rows, columns = torch.meshgrid(
-            torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+        colours = functional.interpolate(
+            images / SIGMA_RGB, scale_factor=0.25, mode="bilinear", antialias=True
         )
-        places = torch.stack([rows, columns]).expand(len(below), -1, -1, -1)
-        return unary, self.branch(torch.cat([below, unary.softmax(1), places], 1))
+        height, width = size = colours.shape[-2:]
+        unary = functional.interpolate(logits, size, mode="bilinear", antialias=True)
+        places = torch.meshgrid(
+            torch.arange(height) / SIGMA_XY, torch.arange(width) / SIGMA_XY, indexing="ij"
+        )
+        features = torch.cat([colours, torch.stack(places).expand(len(logits), -1, -1, -1)], 1)
+        if isinstance(self.crf, GaussianMeanFieldNetwork):
+            return unary, features / 2**0.5  # the similarity is exp(-d²), without the half
+        return unary, self.branch(torch.cat([features / 4 - 2, 2 * unary.softmax(1)], 1))
 
     def forward(self, logits: Tensor, images: Tensor) -> Tensor:
         logits = logits * self.log_scale.exp()
-        unary, features = self.features(logits, images)
-        if self.classify is not None:
+        unary, features = self.inputs(logits, images)
+        if self.crf is None:
             change = self.classify(features)
         elif self.context is None:
             change = self.crf(unary, features) - unary
@@ -139,8 +170,8 @@ class Head(nn.Module):
         return logits + enlarge(change, logits.shape[-2:])
 
     def affinity_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of the embeddings alone, where there are any."""
-        unary, features = self.features(logits, images)
+        """Return the loss of the embeddings alone."""
+        unary, features = self.inputs(logits, images)
         coarse = functional.interpolate(labels[:, None].float(), unary.shape[-2:], mode="nearest")[
             :, 0
         ].long()
@@ -214,7 +245,8 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         ),
     }
     for method, build in HEADS.items():
-        head = Head(frames.num_labels, build(frames.num_labels, budget), budget, CONTEXTS.get(method))
+        crf = None if build is None else build(frames.num_labels, budget)
+        head = Head(frames.num_labels, crf, budget, CONTEXTS.get(method))
         _, seconds = timed(train_head, head, frames, logits, budget, f"{name}, {method}")
         rows[method] = Row(score(head, frames, logits, check), count(head), seconds)
         joint, joint_head = copy.deepcopy((networks.network, head))
