@@ -149,38 +149,37 @@ def _solve(
     goal = tolerance * scale
     x = torch.zeros_like(b) if start is None else start.detach().clone()
     r = b.clone() if start is None else b - product(x)
-    z = r if inverse_diagonal is None else r * inverse_diagonal
+    z, rz, norm = _preconditioned(r, inverse_diagonal)
     p = z.clone()
-    rz = _dot(r, z)
-    norm = _norm(r)
-    active = norm > goal
+    active = ~(norm <= goal)  # or NaN
     iterations = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
-    best, best_norm = (x.clone(), norm.clone()) if on_failure == "warn" else (x, norm)
+    best, best_norm = (x.clone(), norm) if on_failure == "warn" else (x, norm)
     indefinite = torch.zeros_like(active)
     for _ in range(most):
         if not bool(active.any()):
             break
         q = product(p)
         curvature = _dot(p, q)
-        indefinite |= active & ~(curvature > 0)  # or NaN
-        if on_failure == "raise" and bool(indefinite.any()):
-            break
-        active &= ~indefinite
-        # A system at rest keeps its x: its step is 0.
-        alpha = torch.where(active, rz / torch.where(active, curvature, 1), 0)[..., None]
+        flat = active & ~(curvature > 0)  # or NaN
+        if bool(flat.any()):
+            indefinite |= flat
+            if on_failure == "raise":
+                break
+            active &= ~flat
+        # A system at rest keeps its x and its r: its step is 0.
+        alpha = torch.where(active, rz / curvature, 0)[..., None]
         x.addcmul_(alpha, p)
         r.addcmul_(alpha, q, value=-1)
         iterations += active
-        z = r if inverse_diagonal is None else r * inverse_diagonal
-        before, rz = rz, _dot(r, z)
-        norm = torch.where(active, _norm(r), norm)
+        before = rz
+        z, rz, norm = _preconditioned(r, inverse_diagonal)
         if on_failure == "warn":
             better = norm < best_norm
             best = torch.where(better[..., None], x, best)
             best_norm = torch.where(better, norm, best_norm)
-        active = active & ~(norm <= goal)
-        beta = torch.where(active, rz / torch.where(active, before, 1), 0)[..., None]
-        p.mul_(beta).add_(z)
+        active &= ~(norm <= goal)
+        beta = torch.where(active, rz / before, 0)[..., None]
+        torch.addcmul(z, beta, p, out=p)
     converged = ~(active | indefinite)
     if not bool(converged.all()):
         failure = _failure(product, p, norm / scale, indefinite, active, tolerance)
@@ -190,6 +189,15 @@ def _solve(
         x = torch.where(converged[..., None], x, best)
     residual = _norm(b - product(x)) / torch.where(scale > 0, scale, 1)
     return Solution(x, iterations, residual, converged)
+
+
+def _preconditioned(r: Tensor, inverse_diagonal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the preconditioned residual z, rᵀz and ‖r‖."""
+    norm = _norm(r)
+    if inverse_diagonal is None:
+        return r, norm * norm, norm
+    z = r * inverse_diagonal
+    return z, _dot(r, z), norm
 
 
 def _failure(

@@ -77,6 +77,10 @@ class GridTerms(PairwiseTerms):
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return A v for (B, R, n)."""
+        needs_gradient = self.weights.requires_grad or vectors.requires_grad
+        return (self._product if torch.is_grad_enabled() and needs_gradient else self.prepared())(vectors)
+
+    def _product(self, vectors: Tensor) -> Tensor:
         v = vectors.reshape(self.batch_size, -1, self.weights.shape[2], *self.grid)
         result = torch.zeros_like(v)
         for e, offset in enumerate(self.offsets):
@@ -89,9 +93,9 @@ class GridTerms(PairwiseTerms):
     def prepared(self) -> Product:
         """Return the product without gradients, on the compiled kernel where there is one."""
         if not uses_native("auto", self.like):
-            return self.product
+            return self._product
         # The kernel reads an entry once for both of its pixels. Milliseconds for 21 labels and 4 neighbours
-        # in float32, on 41x41 and 109x85 pixels: 0.2 and 1.5; the product above 0.5 and 4.5; the same matrix
+        # in float32, on 41x41 and 109x85 pixels: 0.2 and 1.5; `_product` 0.5 and 4.5; the same matrix
         # by rows in torch.sparse 0.6 and 4.6, in voxel.SparseMatrix 1.3 and 7.5 and in SciPy 1.8 and 10.3,
         # and it would have to be assembled first; torch.bmm of the blocks 8 and 59.
         weights = plain(self.weights)

@@ -217,7 +217,8 @@ def _solver(
     entries = (diagonal + factor * terms.diagonal().detach())[:, None] if precondition else None
 
     def product(x: Tensor) -> Tensor:
-        return torch.addcmul(multiply(x).mul_(factor), diagonal[:, None], x)
+        products = multiply(x)
+        return torch.addcmul(products if factor == 1 else products.mul_(factor), diagonal[:, None], x)
 
     def solver(b: Tensor) -> Solution:
         return conjugate_gradient(product, b, diagonal=entries, **options)
