@@ -209,8 +209,8 @@ def _failure(
     tolerance: float,
 ) -> Exception:
     """Return what went wrong first, with its likely cause."""
-    failed = indefinite if bool(indefinite.any()) else active
-    system = int(failed.flatten().nonzero()[0])
+    # Where one is indefinite, others may only have been left unfinished.
+    system = int((indefinite if bool(indefinite.any()) else active).flatten().nonzero()[0])
     asymmetry = _asymmetry(product, p, system)
     if asymmetry > 1e3 * torch.finfo(p.dtype).eps:
         return NotPositiveDefiniteError(

@@ -238,6 +238,8 @@ def _potts_solver(
     labels, pixels = matrix.num_labels, terms.num_pixels
     shared = diagonal if diagonal.shape[1] == 1 else diagonal[:, :pixels]  # the same for all labels
     of_sum = _solver(terms, shared, labels - 1.0, direct, precondition, options)
+    if labels == 1:  # whose score is the sum
+        return of_sum
     of_label = _solver(terms, shared, -1.0, direct, precondition, options)
     if of_sum is None or of_label is None:
         return None

@@ -56,11 +56,14 @@ class PottsMatrix(SymmetricMatrix):
 
         They are A on vectors that are the same for all labels, and on those that sum to zero over labels.
         """
-        return self._repeated(((self.num_labels - 1) * self.shared.margin()).maximum(self.shared.bound()))
+        margin = (self.num_labels - 1) * self.shared.margin()
+        if self.num_labels > 1:  # else no vector but zero sums to zero
+            margin = margin.maximum(self.shared.bound())
+        return self._repeated(margin)
 
     def bound(self) -> Tensor:
         """Return Δ, (B, L·P) or (B, 1), such that Δ + A and Δ - A are positive semidefinite."""
-        return self._repeated(max(self.num_labels - 1, 1) * self.shared.bound())
+        return self._repeated((self.num_labels - 1) * self.shared.bound())
 
     def _repeated(self, diagonal: Tensor) -> Tensor:
         return diagonal if diagonal.shape[1] == 1 else diagonal.repeat(1, self.num_labels)
