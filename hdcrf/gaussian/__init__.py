@@ -1,6 +1,7 @@
 """Gaussian CRFs: exact inference by solving a linear system, from neighbouring pixels to whole videos."""
 
 from hdcrf.gaussian.affinity import affinity, affinity_loss
+from hdcrf.gaussian.classic_solvers import jacobi, gauss_seidel, gmres
 from hdcrf.gaussian.conjugate_gradient import ConvergenceError, NotPositiveDefiniteError, Solution, conjugate_gradient
 from hdcrf.gaussian.contexts import video_in_contexts
 from hdcrf.gaussian.grid_terms import GridTerms
@@ -34,8 +35,11 @@ __all__ = [
     "affinity_loss",
     "conjugate_gradient",
     "energy",
+    "gauss_seidel",
     "gaussian_mean_field",
     "gaussian_mean_field_energy",
+    "gmres",
+    "jacobi",
     "margin_loss",
     "pixel_similarity",
     "similarity_loss",

@@ -25,6 +25,7 @@ __all__ = [
     "Product",
     "Solution",
     "check_solver_options",
+    "checked_systems",
     "conjugate_gradient",
 ]
 
@@ -62,6 +63,47 @@ def check_solver_options(
     if tolerance is None:
         return 1e-6 if dtype == torch.float32 else 1e-10
     return check_positive("tolerance", tolerance)
+
+
+def checked_systems(
+    product: Product,
+    right_hand_side: object,
+    start: object,
+    tolerance: float | None,
+    max_iterations: int | None,
+    on_failure: str,
+) -> tuple[Product, Tensor, float, int]:
+    """Return a solver's product, right-hand side, tolerance and most iterations, or raise."""
+    b = check_floating("right_hand_side", right_hand_side).detach()
+    if b.dim() == 0 or b.shape[-1] == 0:
+        raise ValueError(
+            f"`right_hand_side` must have shape (*systems, n) with n of at least 1, got {tuple(b.shape)}"
+        )
+    check_finite("right_hand_side", b)
+    if not callable(product):
+        raise TypeError(f"`product` must be a function of a tensor, got {type(product).__name__}")
+    limit = check_solver_options(b.dtype, tolerance, max_iterations, on_failure)
+    most = max(100, 10 * b.shape[-1]) if max_iterations is None else max_iterations
+    if start is not None:
+        start = check_floating("start", start)
+        check_same_kind("start", start, "right_hand_side", b)
+        if start.shape != b.shape:
+            raise ValueError(
+                f"`start` must have shape {tuple(b.shape)}, as `right_hand_side`, got {tuple(start.shape)}"
+            )
+        check_finite("start", start)
+
+    def checked_product(vectors: Tensor) -> Tensor:
+        result = product(vectors)
+        if not isinstance(result, Tensor) or result.shape != b.shape or result.dtype != b.dtype:
+            what = f"{tuple(result.shape)} of {result.dtype}" if isinstance(result, Tensor) else repr(result)
+            raise ValueError(
+                f"`product` must return a tensor of the shape {tuple(b.shape)} and dtype {b.dtype} of its "
+                f"argument, got {what}"
+            )
+        return result
+
+    return checked_product, b, limit, most
 
 
 def conjugate_gradient(
@@ -103,23 +145,9 @@ def conjugate_gradient(
 
     Reference: Shewchuk 1994, algorithms B2 and B3; Chandra 2018, algorithm 2.
     """
-    b = check_floating("right_hand_side", right_hand_side).detach()
-    if b.dim() == 0 or b.shape[-1] == 0:
-        raise ValueError(
-            f"`right_hand_side` must have shape (*systems, n) with n of at least 1, got {tuple(b.shape)}"
-        )
-    check_finite("right_hand_side", b)
-    if not callable(product):
-        raise TypeError(f"`product` must be a function of a tensor, got {type(product).__name__}")
-    limit = check_solver_options(b.dtype, tolerance, max_iterations, on_failure)
-    most = max(100, 10 * b.shape[-1]) if max_iterations is None else max_iterations
-    if start is not None:
-        check_same_kind("start", check_floating("start", start), "right_hand_side", b)
-        if start.shape != b.shape:
-            raise ValueError(
-                f"`start` must have shape {tuple(b.shape)}, as `right_hand_side`, got {tuple(start.shape)}"
-            )
-        check_finite("start", start)
+    product, b, limit, most = checked_systems(
+        product, right_hand_side, start, tolerance, max_iterations, on_failure
+    )
     with torch.no_grad():
         inverse_diagonal = None if diagonal is None else _reciprocal(diagonal.detach(), b)
         return _solve(product, b, inverse_diagonal, start, limit, most, on_failure)
