@@ -17,6 +17,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     ConvergenceError,
     Product,
     Solution,
+    checked_diagonal,
     checked_systems,
 )
 from voxel.checks import check_count, check_finite, check_floating, check_same_kind
@@ -66,12 +67,11 @@ def jacobi(
     product, b, limit, most = checked_systems(
         product, right_hand_side, start, tolerance, max_iterations, on_failure
     )
-    check_same_kind("diagonal", check_floating("diagonal", diagonal), "right_hand_side", b)
-    check_finite("diagonal", diagonal)
+    diagonal = checked_diagonal(diagonal, b)
     if not bool(diagonal.all()):
         raise ValueError("`diagonal` must have no zero, by which Jacobi's method would divide")
     with torch.no_grad():
-        inverse = diagonal.detach().reciprocal()
+        inverse = diagonal.reciprocal()
         return _iterated(product, lambda x, r: x + inverse * r, b, start, limit, most, on_failure)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Product",
     "Solution",
     "check_solver_options",
+    "checked_diagonal",
     "checked_systems",
     "conjugate_gradient",
 ]
@@ -149,13 +150,26 @@ def conjugate_gradient(
         product, right_hand_side, start, tolerance, max_iterations, on_failure
     )
     with torch.no_grad():
-        inverse_diagonal = None if diagonal is None else _reciprocal(diagonal.detach(), b)
+        inverse_diagonal = None if diagonal is None else _reciprocal(checked_diagonal(diagonal, b))
         return _solve(product, b, inverse_diagonal, start, limit, most, on_failure)
 
 
-def _reciprocal(diagonal: Tensor, b: Tensor) -> Tensor:
-    check_same_kind("diagonal", check_floating("diagonal", diagonal), "right_hand_side", b)
-    check_finite("diagonal", diagonal)
+def checked_diagonal(diagonal: object, b: Tensor) -> Tensor:
+    """Return the diagonal of the matrices of a solver's systems, without gradients, or raise."""
+    tensor = check_floating("diagonal", diagonal)
+    check_same_kind("diagonal", tensor, "right_hand_side", b)
+    if tensor.dim() > b.dim() or any(
+        own not in (1, full) for own, full in zip(tensor.shape[::-1], b.shape[::-1], strict=False)
+    ):
+        raise ValueError(
+            f"`diagonal` must have shape {tuple(b.shape)}, as `right_hand_side`, or one that broadcasts to "
+            f"it, got {tuple(tensor.shape)}"
+        )
+    check_finite("diagonal", tensor)
+    return tensor.detach()
+
+
+def _reciprocal(diagonal: Tensor) -> Tensor:
     if bool((diagonal <= 0).any()):
         raise NotPositiveDefiniteError(
             "the matrix is not positive definite: its diagonal has the entry "
