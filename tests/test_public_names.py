@@ -16,10 +16,11 @@ NAMES = {
         point_features points_in_blocks refine transfer_labels trilateral_features video_features
         video_in_windows volume_features volume_in_blocks""",
     hdcrf.gaussian: """ConvergenceError DenseGaussianCRF GaussianCRF GaussianMeanFieldNetwork GridTerms
-        LowRankTerms NotPositiveDefiniteError PairwiseTerms PottsMatrix SimilarityTerms Solution
-        SparseGaussianCRF VideoGaussianCRF VideoTerms affinity affinity_loss conjugate_gradient
-        energy gaussian_mean_field gaussian_mean_field_energy margin_loss pixel_similarity
-        similarity_loss solve video_in_contexts""",
+        LowRankTerms MultiResolutionTerms NotPositiveDefiniteError PairwiseTerms PottsMatrix
+        SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms affinity
+        affinity_loss conjugate_gradient energy gauss_seidel gaussian_mean_field
+        gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity similarity_loss solve
+        video_in_contexts""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
@@ -74,6 +75,7 @@ SIGNATURES = {
     hdcrf.gaussian.GridTerms: "weights connectivity=4",
     hdcrf.gaussian.conjugate_gradient: """product right_hand_side diagonal=None start=None tolerance=None
         max_iterations=None on_failure='raise'""",
+    hdcrf.gaussian.MultiResolutionTerms: "grids links",
     hdcrf.gaussian.solve: """terms unary regularization=1.0 guarantee=False method='auto' precondition=False
         tolerance=None max_iterations=None on_failure='raise'""",
     hdcrf.gaussian.energy: "terms unary scores regularization=1.0 guarantee=False",

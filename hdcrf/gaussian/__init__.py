@@ -1,15 +1,24 @@
 """Gaussian CRFs: exact inference by solving a linear system, from neighbouring pixels to whole videos."""
 
 from hdcrf.gaussian.affinity import affinity, affinity_loss
-from hdcrf.gaussian.classic_solvers import jacobi, gauss_seidel, gmres
-from hdcrf.gaussian.conjugate_gradient import ConvergenceError, NotPositiveDefiniteError, Solution, conjugate_gradient
+from hdcrf.gaussian.classic_solvers import gauss_seidel, gmres, jacobi
+from hdcrf.gaussian.conjugate_gradient import (
+    ConvergenceError,
+    NotPositiveDefiniteError,
+    Solution,
+    conjugate_gradient,
+)
 from hdcrf.gaussian.contexts import video_in_contexts
 from hdcrf.gaussian.grid_terms import GridTerms
 from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
 from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
 from hdcrf.gaussian.losses import margin_loss, similarity_loss
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
-from hdcrf.gaussian.mean_field_network import GaussianMeanFieldNetwork, gaussian_mean_field, gaussian_mean_field_energy
+from hdcrf.gaussian.mean_field_network import (
+    GaussianMeanFieldNetwork,
+    gaussian_mean_field,
+    gaussian_mean_field_energy,
+)
 from hdcrf.gaussian.multiresolution_terms import MultiResolutionTerms
 from hdcrf.gaussian.potts import PottsMatrix
 from hdcrf.gaussian.similarity_terms import SimilarityTerms, pixel_similarity

@@ -62,14 +62,14 @@ class MultiResolutionTerms(PairwiseTerms):
             self.links.append((link if labels else link[:, None, None]).flatten(3))
             self.parents.append(_parents(fine.grid, coarse.grid, self.like.device))
 
-    def flatten(self, unary: object) -> Tensor:
+    def flatten(self, unary: object, name: str = "unary") -> Tensor:
         """Return tensors (B, L, H_s, W_s) as one (B, L, P), the resolutions one after another."""
-        unary = _checked_list("unary", unary, len(self.grids), "a tensor for each grid")
+        unary = _checked_list(name, unary, len(self.grids), "a tensor for each grid")
         parts = []
         labels = self.num_labels
         for scale, (grid, part) in enumerate(zip(self.grids, unary, strict=True)):
             shape = (self.batch_size, labels, *grid.grid)
-            part = checked_scores(f"unary[{scale}]", part, shape, "(B, L, H, W)", self.like)
+            part = checked_scores(f"{name}[{scale}]", part, shape, "(B, L, H, W)", self.like)
             labels = part.shape[1]
             parts.append(part.flatten(2))
         return torch.cat(parts, 2)
