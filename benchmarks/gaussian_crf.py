@@ -1,14 +1,14 @@
 """Time and memory of dense Gaussian CRFs, in the shape of tables 3.1 and 3.2 of Chandra 2018.
 
-    python benchmarks/gaussian_crf.py                    every table, ten minutes
-    python benchmarks/gaussian_crf.py --quick            fewer repetitions, smaller sizes
-    python benchmarks/gaussian_crf.py --only dimensions  one table: dimensions, sizes, methods, video or memory
+    python benchmarks/gaussian_crf.py                    every table, ten minutes python
+    benchmarks/gaussian_crf.py --quick            fewer repetitions, smaller sizes python
+    benchmarks/gaussian_crf.py --only dimensions  one table: dimensions, sizes, methods, video or memory
 
-Inference with general and with shared (Potts) embeddings, 21 labels, at an eighth of the image's resolution, in
-float32, one image. Embeddings are random and positive with a spectrum that falls by powers (the k-th dimension
-is drawn k^-½ times as large), scaled so that the largest eigenvalue of the terms is 9 λ for general ones, and
-0.9 λ for shared ones, whose eigenvalues must stay below λ. Every solution is checked before it is timed: its
-residual, computed anew, is at most 1e-5. Runs of the two alternate; figures are medians.
+Inference with general and with shared (Potts) embeddings, 21 labels, at an eighth of the image's resolution,
+in float32, one image. Embeddings are random and positive with a spectrum that falls by powers (the k-th
+dimension is drawn k^-½ times as large), scaled so that the largest eigenvalue of the terms is 9 λ for general
+ones, and 0.9 λ for shared ones, whose eigenvalues must stay below λ. Every solution is checked before it is
+timed: its residual, computed anew, is at most 1e-5. Runs of the two alternate; figures are medians.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def print_sizes(quick: bool) -> None:
 def print_methods(quick: bool) -> None:
     print("\nConjugate gradient and the direct solution (Woodbury), image 321 x 321, milliseconds\n")
     print(
-        "| D | general, conjugate gradient | general, direct | Potts, conjugate gradient | Potts, direct | auto |"
+        "| D | general, by conjugate gradient | direct | Potts, by conjugate gradient | direct | auto takes |"
     )
     print("|---" * 6 + "|")
     for dimensions in (32, 512) if quick else (32, 64, 128, 256, 512, 1024):
@@ -167,7 +167,7 @@ def print_methods(quick: bool) -> None:
 
 
 def print_video(quick: bool) -> None:
-    """Print what the sum of all frames' products saves, eq. 4.7: 12 labels and 128 dimensions, as section 4.2.4."""
+    """Print what the sum of all frames' products saves (eq. 4.7), with the sizes of section 4.2.4."""
     print("\nVideo, fully connected, 12 labels, 128 dimensions, image 321 x 321\n")
     print("| frames | uncached, ms | cached, ms | ratio | thesis's |")
     print("|---" * 5 + "|")

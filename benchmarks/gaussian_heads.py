@@ -188,7 +188,7 @@ class Head(nn.Module):
 
 
 def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
-    """Train a head on logits (N, L, H, W) of networks that have not seen the frame: its affinities, then all."""
+    """Train a head on logits (N, L, H, W) of networks that have not seen the frame: affinities, then all."""
     video = head.context is not None
     phases = [
         (budget.head_steps, "head", lambda values, images, labels: frames.loss(head(values, images), labels))

@@ -60,7 +60,7 @@ def test_equals_the_dense_solution(dimensions, labels, shared, method, dtype):
     solution = solve(terms, unary, regularization=0.7, guarantee=True, method=method)
     a = matrix(embeddings, labels)
     added = torch.zeros(2, 1, 1, dtype=torch.float64)
-    if shared:  # what makes both (L - 1) Ψ and -Ψ positive semidefinite
+    if shared and labels > 1:  # what makes both (L - 1) Ψ and -Ψ positive semidefinite
         psi = embeddings.double().flatten(2)
         added = torch.linalg.eigvalsh(psi.mT @ psi)[:, -1:, None]
     system = a + (0.7 + added) * torch.eye(a.shape[1], dtype=torch.float64)
