@@ -76,23 +76,8 @@ SIGNATURES = {
     hdcrf.gaussian.conjugate_gradient: """product right_hand_side diagonal=None start=None tolerance=None
         max_iterations=None on_failure='raise'""",
     hdcrf.gaussian.MultiResolutionTerms: "grids links",
-    hdcrf.gaussian.solve: """terms unary regularization=1.0 guarantee=False method='auto' precondition=False
-        tolerance=None max_iterations=None on_failure='raise'""",
-    hdcrf.gaussian.energy: "terms unary scores regularization=1.0 guarantee=False",
-    hdcrf.gaussian.SparseGaussianCRF: "num_labels feature_channels connectivity=4 potts=False options",
-    hdcrf.gaussian.DenseGaussianCRF: """num_labels feature_channels embedding=128 strength=0.5 options""",
-    hdcrf.gaussian.VideoGaussianCRF: """num_labels feature_channels embedding=128 neighbourhood='full'
-        strength=0.5 options""",
-    hdcrf.gaussian.DenseGaussianCRF.forward: "self unary features",
-    hdcrf.gaussian.video_in_contexts: "crf unary features context=4 overlap=2",
-    hdcrf.gaussian.affinity: "terms pixel label=None item=0",
-    hdcrf.gaussian.affinity_loss: """embeddings labels threshold=0.0 pairs=4096 ignore_index=-1
-        generator=None""",
-    hdcrf.gaussian.LowRankTerms: "embeddings",
-    hdcrf.gaussian.VideoTerms: "spatial temporal neighbourhood='full'",
-    hdcrf.gaussian.GridTerms: "weights connectivity=4",
-    hdcrf.gaussian.conjugate_gradient: """product right_hand_side diagonal=None start=None tolerance=None
-        max_iterations=None on_failure='raise'""",
+    hdcrf.gaussian.jacobi: """product diagonal right_hand_side start=None tolerance=None max_iterations=None
+        on_failure='raise'""",
     hdcrf.gaussian.solve: """terms unary regularization=1.0 guarantee=False method='auto' precondition=False
         tolerance=None max_iterations=None on_failure='raise'""",
     hdcrf.gaussian.energy: "terms unary scores regularization=1.0 guarantee=False",
