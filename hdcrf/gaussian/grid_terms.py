@@ -94,10 +94,10 @@ class GridTerms(PairwiseTerms):
         """Return the product without gradients, on the compiled kernel where there is one."""
         if not uses_native("auto", self.like):
             return self._product
-        # The kernel reads an entry once for both of its pixels. Milliseconds on one thread for 21 labels and 4
-        # neighbours in float32, on 41x41 and 109x85 pixels: 0.3 and 2.3; `_product` 0.9 and 13. The matrix by
-        # rows, which would have to be assembled first: in torch.sparse 1.6 and 9.3, in voxel.SparseMatrix 2.4
-        # and 18, in SciPy 1.7 and 11. torch.bmm of the blocks: 13 and 75.
+        # The kernel reads an entry once for both of its pixels. Milliseconds on one thread for 21 labels and
+        # 4 neighbours in float32, on 41x41 and 109x85 pixels: 0.3 and 2.3; `_product` 0.9 and 13. The matrix
+        # by rows, which would have to be assembled first: in torch.sparse 1.6 and 9.3, in voxel.SparseMatrix
+        # 2.4 and 18, in SciPy 1.7 and 11. torch.bmm of the blocks: 13 and 75.
         weights = plain(self.weights)
         offsets = torch.tensor(self.offsets)
         labels = weights.shape[2]
