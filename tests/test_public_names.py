@@ -78,6 +78,10 @@ SIGNATURES = {
     hdcrf.gaussian.MultiResolutionTerms: "grids links",
     hdcrf.gaussian.jacobi: """product diagonal right_hand_side start=None tolerance=None max_iterations=None
         on_failure='raise'""",
+    hdcrf.gaussian.gauss_seidel: """matrix right_hand_side start=None tolerance=None max_iterations=None
+        on_failure='raise'""",
+    hdcrf.gaussian.gmres: """product right_hand_side restart=50 start=None tolerance=None max_iterations=None
+        on_failure='raise'""",
     hdcrf.gaussian.solve: """terms unary regularization=1.0 guarantee=False method='auto' precondition=False
         tolerance=None max_iterations=None on_failure='raise'""",
     hdcrf.gaussian.energy: "terms unary scores regularization=1.0 guarantee=False",
