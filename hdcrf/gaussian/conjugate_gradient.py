@@ -55,7 +55,10 @@ class Solution:
 
 
 def check_solver_options(
-    dtype: torch.dtype, tolerance: float | None, max_iterations: int | None, on_failure: str
+    dtype: torch.dtype,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    on_failure: str = "raise",
 ) -> float:
     """Return the relative residual to stop at, by default 1e-6 in float32 and 1e-10 in float64, or raise."""
     if max_iterations is not None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from hdcrf.gaussian.conjugate_gradient import NotPositiveDefiniteError, Product, Solution
+from hdcrf.gaussian.conjugate_gradient import (
+    NotPositiveDefiniteError,
+    Product,
+    Solution,
+    check_solver_options,
+)
 from hdcrf.gaussian.inference import PairwiseTerms, Solver, checked_scores
 from voxel.checks import check_finite, check_floating
 
@@ -72,13 +79,13 @@ class LowRankTerms(PairwiseTerms):
 
     def bound(self) -> Tensor:
         """Return the largest eigenvalue of EᵀE, (B, 1)."""
-        eigenvalues: Tensor = torch.linalg.eigvalsh(self._gram())
+        eigenvalues: Tensor = torch.linalg.eigvalsh(_gram(self.embeddings))
         return eigenvalues[:, -1:]
 
+    @cached_property
     def _gram(self) -> Tensor:
-        """Return E Eᵀ (B, D, D), or EᵀE (B, n, n) where that is smaller: the same eigenvalues but zeros."""
-        e = self.embeddings
-        return e @ e.mT if e.shape[1] <= e.shape[2] else e.mT @ e
+        """E Eᵀ, without gradients: to be used by several solvers."""
+        return _gram(self.embeddings.detach())
 
     def prefers_direct(self) -> bool:
         """Return whether E has few enough dimensions: n·D² operations at once, not 2·n·D an iteration."""
@@ -88,13 +95,14 @@ class LowRankTerms(PairwiseTerms):
         """Return a solver of (shift + factor · EᵀE) x = b for b (B, R, n), by a system of D unknowns.
 
         x = (b - factor · Eᵀ (shift + factor · EEᵀ)⁻¹ E b) / shift, the formula of Woodbury, and once more for
-        what is left of b. None if `shift` is not one number an item.
+        what is left of b where that is more than conjugate gradient would leave. None if `shift` is not one
+        number an item.
         """
         if shift.shape[1] != 1:
             return None
         e = self.embeddings.detach()
         shift = shift.expand(self.batch_size, 1)[..., None]  # (B, 1, 1)
-        gram = self._gram().detach()
+        gram = self._gram
         system = factor * gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factors, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
@@ -112,15 +120,15 @@ class LowRankTerms(PairwiseTerms):
 
         def solver(b: Tensor) -> Solution:
             x = approximate(b)
-            x = x + approximate(b - product(x))
             scale = torch.linalg.vector_norm(b, dim=-1)
-            residual = torch.linalg.vector_norm(b - product(x), dim=-1) / torch.where(scale > 0, scale, 1)
-            return Solution(
-                x,
-                torch.zeros(scale.shape, dtype=torch.int64, device=b.device),
-                residual,
-                torch.ones(scale.shape, dtype=torch.bool, device=b.device),
-            )
+            scale = torch.where(scale > 0, scale, 1)
+            left = b - product(x)
+            residual = torch.linalg.vector_norm(left, dim=-1) / scale
+            if bool((residual > check_solver_options(b.dtype)).any()):
+                x = x + approximate(left)
+                residual = torch.linalg.vector_norm(b - product(x), dim=-1) / scale
+            none = torch.zeros(scale.shape, dtype=torch.int64, device=b.device)
+            return Solution(x, none, residual, torch.ones_like(none, dtype=torch.bool))
 
         return solver
 
@@ -131,3 +139,8 @@ class LowRankTerms(PairwiseTerms):
             f"{float(shift[item]):.4g}, and must be above {largest:.4g}, the largest eigenvalue of what "
             "labels share; increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
         )
+
+
+def _gram(e: Tensor) -> Tensor:
+    """Return E Eᵀ (B, D, D), or EᵀE (B, n, n) where that is smaller: the same eigenvalues but zeros."""
+    return e @ e.mT if e.shape[1] <= e.shape[2] else e.mT @ e
