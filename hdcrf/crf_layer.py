@@ -38,7 +38,9 @@ __all__ = [
     "Options",
     "check_guide",
     "levels_to_user",
+    "log_parameter",
     "reshaped",
+    "warn_of_range",
     "working_precision",
 ]
 
@@ -151,7 +153,7 @@ class CRFLayer(nn.Module, ABC):
             self.register_parameter(name, _parameter(name, weight, "weights" in learned))
         for name, value in bandwidths.items():
             absent = value is None and name in optional
-            logarithm = None if absent else _log_parameter(name, value, "bandwidths" in learned)
+            logarithm = None if absent else log_parameter(name, value, "bandwidths" in learned)
             self.register_parameter(f"log_{name}", logarithm)
         self.compatibility = Compatibility(num_labels, compatibility, learn="compatibility" in learned)
 
@@ -218,17 +220,8 @@ class CRFLayer(nn.Module, ABC):
 
     def _warn_of_range(self, name: str, guide: Tensor, bandwidth: str, weight: str) -> None:
         """Warn of a guide from 0 to 1 whose bandwidth was meant for 0 to 255."""
-        sigma = float(self._sigma(bandwidth).detach())
-        if not self._used[weight] or sigma < 2 or not guide.dtype.is_floating_point or not guide.numel():
-            return
-        low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
-        if low >= 0 and 0 < high <= 1:
-            warnings.warn(
-                f"`{name}` lies between {low:.3g} and {high:.3g}, but {bandwidth}={sigma:.3g} is in its "
-                f"units, so its values hardly matter; scale `{name}` to 0..255, or use "
-                f"{bandwidth}={sigma / 255:.3g}",
-                stacklevel=levels_to_user(),
-            )
+        if self._used[weight]:
+            warn_of_range(name, guide, bandwidth, float(self._sigma(bandwidth).detach()))
 
     def _mean_field(
         self,
@@ -333,14 +326,28 @@ def reshaped(
     return replace(result, marginals=shape(result.marginals).to(dtype), logits=logits)
 
 
-def check_guide(name: str, value: Tensor, logits: Tensor) -> None:
-    """Raise unless `value` holds real, finite numbers on the device of the logits."""
+def check_guide(name: str, value: Tensor, logits: Tensor, other: str = "logits") -> None:
+    """Raise unless `value` holds real, finite numbers on the device of the logits, or of the `other`."""
     if value.dtype.is_complex or value.dtype == torch.bool:
         raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
     if value.device != logits.device:
-        raise ValueError(f"`{name}` must be on the device of `logits`, {logits.device}, got {value.device}")
+        raise ValueError(f"`{name}` must be on the device of `{other}`, {logits.device}, got {value.device}")
     if value.dtype.is_floating_point:
         check_finite(name, value)
+
+
+def warn_of_range(name: str, guide: Tensor, bandwidth: str, sigma: float) -> None:
+    """Warn of a guide from 0 to 1 whose bandwidth was meant for 0 to 255."""
+    if sigma < 2 or not guide.dtype.is_floating_point or not guide.numel():
+        return
+    low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
+    if low >= 0 and 0 < high <= 1:
+        warnings.warn(
+            f"`{name}` lies between {low:.3g} and {high:.3g}, but {bandwidth}={sigma:.3g} is in its "
+            f"units, so its values hardly matter; scale `{name}` to 0..255, or use "
+            f"{bandwidth}={sigma / 255:.3g}",
+            stacklevel=levels_to_user(),
+        )
 
 
 def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
@@ -350,7 +357,8 @@ def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
     return nn.Parameter(start, requires_grad=learn)
 
 
-def _log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
+def log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
+    """Return the logarithm of a positive number as a parameter: what `Bandwidth` needs."""
     start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
     if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
         raise ValueError(

@@ -42,6 +42,10 @@ class ExactGaussian(FilterOperator):
         """Return the (N,) diagonal of K, which is one."""
         return torch.ones_like(self.features[:, 0])
 
+    def symmetric_product(self, values: Tensor) -> Tensor:
+        """Return K v: the matrix is symmetric."""
+        return self._apply(values, None)
+
     def _target(self, query: Tensor, query_batch: Tensor | None) -> _Query:
         return _Query(query, query_batch)
 

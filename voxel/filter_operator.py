@@ -65,6 +65,14 @@ class FilterOperator(ABC):
     def _target(self, query: Tensor, query_batch: Tensor | None) -> object:
         """Prepare the rows of K at other points."""
 
+    @abstractmethod
+    def symmetric_product(self, values: Tensor) -> Tensor:
+        """Return W v for the symmetric part W = ½ (K + Kᵀ), (N, C), without the checks of `filter`.
+
+        K of a lattice is not symmetric where vertices are missing: blurs along different axes then do not
+        commute. The diagonal of W is that of K. Differentiable in `values` and the features.
+        """
+
     def degree(self) -> Tensor:
         """Return the (N,) row sums D = K 1, the approximate number of points within reach of each."""
         return self._apply(self.features.new_ones((self.num_points, 1)), None)[:, 0]

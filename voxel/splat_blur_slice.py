@@ -188,21 +188,45 @@ class SplatBlurSlice(FilterOperator):
         blurred = self._blur(self.interpolation.transposed_product(values))
         return matrix.product(blurred * self.constant)
 
+    def symmetric_product(self, values: Tensor) -> Tensor:
+        """Return W v = ½ c S (B_A … B_1 + B_1 … B_A) Sᵀ v: one splat, the blurs both ways, one slice."""
+        if self.native and self.has_axes:
+            forward, backward = (
+                self.scaled_filter(values, None, None, 0.5 * self.constant, adjoint=adjoint)
+                for adjoint in (False, True)
+            )
+            return forward + backward
+        splatted = self.interpolation.transposed_product(values)
+        blurred = backward = self._blur(splatted)
+        if len(self.blurs) > 1:  # each is symmetric, and so is one alone
+            backward = splatted
+            for blur in reversed(self.blurs):
+                backward = blur.product(backward)
+        return self.interpolation.product((blurred + backward) * (0.5 * self.constant))
+
     @property
     def has_axes(self) -> bool:
         """Whether the blur is one along axes."""
         return len(self.structure.links) > 0
 
     def scaled_filter(
-        self, values: Tensor, left: Tensor | None, right: Tensor | None, scale: float
+        self,
+        values: Tensor,
+        left: Tensor | None,
+        right: Tensor | None,
+        scale: float,
+        *,
+        adjoint: bool = False,
     ) -> Tensor:
         """Return scale · L S B Sᵀ R v by the compiled kernels, for (N,) diagonals L and R or None.
+
+        With Bᵀ in place of B if `adjoint`.
 
         Differentiable in `values` and the features, not in the diagonals.
         """
         parts, cells = self.structure, self.structure.cells
         arguments = (values, cells.weights, cells.cell, parts.cell_vertices, parts.links, left, right)
-        settings = (self.order, scale, False)
+        settings = (self.order, scale, adjoint)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             result: Tensor = fused_filter(*arguments, *settings)
             return result

@@ -1,6 +1,7 @@
 """Gaussian CRFs: exact inference by solving a linear system, from neighbouring pixels to whole videos."""
 
 from hdcrf.gaussian.affinity import affinity, affinity_loss
+from hdcrf.gaussian.bilateral_solver import BilateralSolver, bilateral_solve
 from hdcrf.gaussian.classic_solvers import gauss_seidel, gmres, jacobi
 from hdcrf.gaussian.conjugate_gradient import (
     ConvergenceError,
@@ -25,6 +26,7 @@ from hdcrf.gaussian.similarity_terms import SimilarityTerms, pixel_similarity
 from hdcrf.gaussian.video_terms import VideoTerms
 
 __all__ = [
+    "BilateralSolver",
     "ConvergenceError",
     "DenseGaussianCRF",
     "GaussianCRF",
@@ -42,6 +44,7 @@ __all__ = [
     "VideoTerms",
     "affinity",
     "affinity_loss",
+    "bilateral_solve",
     "conjugate_gradient",
     "energy",
     "gauss_seidel",

@@ -119,6 +119,7 @@ def conjugate_gradient(
     tolerance: float | None = None,
     max_iterations: int | None = None,
     on_failure: str = "raise",
+    remedy: str = "add to its diagonal",
 ) -> Solution:
     """Solve A x = b for symmetric positive definite A, many systems at a time.
 
@@ -135,6 +136,7 @@ def conjugate_gradient(
             1e-10 in float64.
         max_iterations: None takes 10 n, at least 100.
         on_failure: "raise", or "warn" to return the iterate of least residual with a warning.
+        remedy: What makes the matrix positive definite, or easier to solve, for the messages.
 
     Returns:
         The solution, with iterations, residual and convergence for each system.
@@ -153,8 +155,8 @@ def conjugate_gradient(
         product, right_hand_side, start, tolerance, max_iterations, on_failure
     )
     with torch.no_grad():
-        inverse_diagonal = None if diagonal is None else _reciprocal(checked_diagonal(diagonal, b))
-        return _solve(product, b, inverse_diagonal, start, limit, most, on_failure)
+        inverse_diagonal = None if diagonal is None else _reciprocal(checked_diagonal(diagonal, b), remedy)
+        return _solve(product, b, inverse_diagonal, start, limit, most, on_failure, remedy)
 
 
 def checked_diagonal(diagonal: object, b: Tensor) -> Tensor:
@@ -172,11 +174,11 @@ def checked_diagonal(diagonal: object, b: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _reciprocal(diagonal: Tensor) -> Tensor:
+def _reciprocal(diagonal: Tensor, remedy: str) -> Tensor:
     if bool((diagonal <= 0).any()):
         raise NotPositiveDefiniteError(
             "the matrix is not positive definite: its diagonal has the entry "
-            f"{diagonal.min().item():.4g}, which must be above 0; increase `regularization`"
+            f"{diagonal.min().item():.4g}, which must be above 0; {remedy}"
         )
     return diagonal.reciprocal()
 
@@ -189,6 +191,7 @@ def _solve(
     tolerance: float,
     most: int,
     on_failure: str,
+    remedy: str,
 ) -> Solution:
     scale = _norm(b)
     goal = tolerance * scale
@@ -227,7 +230,7 @@ def _solve(
         torch.addcmul(z, beta, p, out=p)
     converged = ~(active | indefinite)
     if not bool(converged.all()):
-        failure = _failure(product, p, norm / scale, indefinite, active, tolerance)
+        failure = _failure(product, p, norm / scale, indefinite, active, tolerance, remedy)
         if on_failure == "raise":
             raise failure
         warnings.warn(f"{failure}; the iterate of least residual is returned", stacklevel=levels_to_user())
@@ -252,6 +255,7 @@ def _failure(
     indefinite: Tensor,
     active: Tensor,
     tolerance: float,
+    remedy: str,
 ) -> Exception:
     """Return what went wrong first, with its likely cause."""
     # Where one is indefinite, others may only have been left unfinished.
@@ -264,13 +268,12 @@ def _failure(
         )
     if bool(indefinite.flatten()[system]):
         return NotPositiveDefiniteError(
-            f"the matrix of system {system} is not positive definite: a direction p has pᵀAp ≤ 0; increase "
-            "`regularization`, or let `guarantee=True` add what is needed"
+            f"the matrix of system {system} is not positive definite: a direction p has pᵀAp ≤ 0; {remedy}"
         )
     return ConvergenceError(
         f"system {system} has a relative residual of {float(relative.flatten()[system]):.2g} after "
-        f"`max_iterations`, where {tolerance:.2g} was asked for; increase either, compute in float64, or "
-        "increase `regularization`, which makes the system easier"
+        f"`max_iterations`, where {tolerance:.2g} was asked for; increase either, or compute in float64; "
+        f"to make the system easier, {remedy}"
     )
 
 

@@ -22,11 +22,13 @@ from voxel.checks import (
 )
 from voxel.precision import full_precision
 
-__all__ = ["METHODS", "PairwiseTerms", "checked_scores", "energy", "solve"]
+__all__ = ["METHODS", "PairwiseTerms", "checked_scores", "checked_weight", "energy", "solve"]
 
 METHODS = ("auto", "conjugate_gradient", "direct")
 
 Solver = Callable[[Tensor], Solution]
+
+_REMEDY = "increase `regularization`, or let `guarantee=True` add what is needed"
 
 
 class PairwiseTerms(SymmetricMatrix):
@@ -127,7 +129,7 @@ def solve(
     return _solved(
         terms,
         flat,
-        _checked_regularization(regularization, terms.like),
+        checked_weight("regularization", regularization, terms.like),
         guarantee,
         method,
         precondition,
@@ -158,7 +160,7 @@ def energy(
     """
     flat, x = _checked_unary(terms, unary), _checked_unary(terms, scores, "scores")
     matrix = _matrix(terms, flat)
-    shift = _checked_regularization(regularization, terms.like)
+    shift = checked_weight("regularization", regularization, terms.like)
     diagonal = shift + matrix.margin() if check_flag("guarantee", guarantee) else shift
     b, x = flat.flatten(1)[:, None], x.flatten(1)[:, None]
     product = diagonal[:, None] * x + matrix.product(x)
@@ -221,7 +223,7 @@ def _solver(
         return torch.addcmul(products if factor == 1 else products.mul_(factor), diagonal[:, None], x)
 
     def solver(b: Tensor) -> Solution:
-        return conjugate_gradient(product, b, diagonal=entries, **options)
+        return conjugate_gradient(product, b, diagonal=entries, remedy=_REMEDY, **options)
 
     return solver
 
@@ -279,14 +281,14 @@ def _checked_unary(terms: PairwiseTerms, unary: Any, name: str = "unary") -> Ten
     return flat
 
 
-def _checked_regularization(value: object, like: Tensor) -> Tensor:
-    """Return λ as a (1, 1) tensor like the terms."""
+def checked_weight(name: str, value: object, like: Tensor) -> Tensor:
+    """Return a positive number, or a tensor that holds one, as a (1, 1) tensor of the kind of `like`."""
     if not isinstance(value, Tensor):
-        return like.new_full((1, 1), check_positive("regularization", value))
-    tensor = check_floating("regularization", value)
+        return like.new_full((1, 1), check_positive(name, value))
+    tensor = check_floating(name, value)
     if tensor.numel() != 1:
-        raise ValueError(f"`regularization` must be one number, got shape {tuple(tensor.shape)}")
-    check_positive("regularization", float(tensor.detach()))
+        raise ValueError(f"`{name}` must be one number, got shape {tuple(tensor.shape)}")
+    check_positive(name, float(tensor.detach()))
     return tensor.reshape(1, 1).to(like)
 
 
