@@ -2,12 +2,12 @@
 
     python demos/bilateral_solver.py
 
-Blocks of pixels of the left photo are looked for in the right one. How far they moved, the disparity, is large
-for what is near. Where there is no texture, or something hides the place in the other photo, a match is wrong or
-missing. The bilateral solver weighs each match by how far it is to be trusted, and fills in the others.
+Blocks of pixels of the left photo are looked for in the right one. How far they moved, the disparity, is
+large for what is near. Where there is no texture, or something hides the place in the other photo, a match is
+wrong or missing. The bilateral solver weighs each match by how far it is trusted, and fills in the rest.
 
-Needs `pip install "hdcrf[images]" scikit-image`, which brings the photos: the motorcycle of the Middlebury 2014
-benchmark, with its true disparities.
+Needs `pip install "hdcrf[images]" scikit-image`, which brings the photos: the motorcycle of the Middlebury
+2014 benchmark, with its true disparities.
 """
 
 import time
@@ -60,16 +60,16 @@ def main(out_dir: Path, shrink: int) -> None:
     target, trust = torch.from_numpy(matched).reshape(-1, 1), torch.from_numpy(confidence).flatten()
 
     def joint_bilateral() -> np.ndarray:
-        """Return the mean of the trusted matches in reach of a Gaussian, the widest that pays."""
-        operator = hdcrf.build_filter(hdcrf.bilateral_features(guide, 16.0 / shrink, 12.0))
+        """Return the mean of the trusted matches in reach of a Gaussian, as wide as is best for it."""
+        operator = hdcrf.build_filter(hdcrf.bilateral_features(guide, 16.0 / shrink, 8.0))
         total, reach = operator.filter(torch.stack([trust * target[:, 0], trust], 1)).unbind(1)
         found = torch.where(reach > 0, total / reach, torch.nan).reshape(matched.shape).numpy()
         return interpolated(np.nan_to_num(found), np.isfinite(found), "nearest")
 
     def solver() -> np.ndarray:
         """Return the solution, and say how it was reached."""
-        operator = hdcrf.build_filter(hdcrf.bilateral_features(guide, 8.0 / shrink, 8.0))
-        solution = bilateral_solve(operator, target, trust, smoothness=3.0, tolerance=1e-3)
+        operator = hdcrf.build_filter(hdcrf.bilateral_features(guide, 4.0, 8.0))
+        solution = bilateral_solve(operator, target, trust, smoothness=4.0, tolerance=1e-3)
         click.echo(
             f"{operator.num_points} pixels, {operator.num_vertices} vertices of the lattice, "
             f"{int(solution.iterations)} iterations of the solver."
@@ -105,8 +105,8 @@ def main(out_dir: Path, shrink: int) -> None:
         ["left photo", "matches", "confidence"],
         ["linear between matches", "bilateral solver", "truth"],
     ]
-    names = ["far", "", "", "", "near", "not known"]
-    colours = np.vstack([colormaps["turbo"](np.linspace(0.05, 0.95, 5))[:, :3] * 255, UNKNOWN])
+    names = ["far", "between", "near", "not known"]
+    colours = np.vstack([colormaps["turbo"]([0.2, 0.5, 0.9])[:, :3] * 255, UNKNOWN])
     path = out_dir / "depth.png"
     with whole_files([path]) as (file,):
         panel(pictures, titles, names, colours).savefig(file, format="png")
@@ -125,7 +125,7 @@ def match_blocks(left: np.ndarray, right: np.ndarray, most: int) -> tuple[np.nda
     """Return the disparity of each pixel of the left photo, up to `most`, and how far to trust it.
 
     A match is that of least mean difference in a window of 7 x 7, without slow changes of brightness. It is
-    trusted if the right photo's match leads back to it, the more the less the second-best match looks like it.
+    trusted if the right photo's match leads back to it, and the more, the worse the second-best match is.
     """
     grey, other = (photo.mean(2) - gaussian_filter(photo.mean(2), 4) for photo in (left, right))
     height, width = grey.shape

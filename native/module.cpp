@@ -238,6 +238,17 @@ void define(nb::module_& module, const char* mean_field) {
         nb::arg("out").noconvert(), nb::arg("threads")
     );
     module.def(
+        "symmetric_filter",
+        [](Array<T> values, Array<int32_t> cell, Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links,
+           int order, T scale, Output<T> out, int threads) {
+            const auto lattice = lattice_filter(values, cell, cell_vertices, weights, links, order, scale, false);
+            const nb::gil_scoped_release released;
+            lattice.symmetric_filter(values.data(), out.data(), threads);
+        },
+        nb::arg("values"), nb::arg("cell"), nb::arg("cell_vertices"), nb::arg("weights"), nb::arg("links"),
+        nb::arg("order"), nb::arg("scale"), nb::arg("out").noconvert(), nb::arg("threads")
+    );
+    module.def(
         "filter_weights_gradient",
         [](Array<T> values, Array<T> gradient, std::optional<Array<T>> left, std::optional<Array<T>> right,
            Array<int32_t> cell, Array<int32_t> cell_vertices, Array<T> weights, Array<int32_t> links, int order,

@@ -30,6 +30,23 @@ struct SplatBlurSlice {
         });
     }
 
+    // out = c S ½ (B + Bᵀ) Sᵀ values: one splat, the blur both ways, one slice.
+    void symmetric_filter(const T* values, T* out, int threads) const {
+        Vertices on(*this, threads, 2);
+        parallel(on.parts, [&](Team& team, int thread) {
+            T* const once = splat(team, thread, on, 0, values, nullptr);
+            T* const again = on.splatted[1][0].data();
+            const Range own = share(vertices * stride(), thread, team.threads);
+            std::copy(once + own.begin, once + own.end, again + own.begin);
+            T* const ahead = blurred(team, thread, on, 0, once, T(0.5) * scale, false);
+            const T* const back = blurred(team, thread, on, 1, again, T(0.5) * scale, true);
+            for (int64_t i = own.begin; i < own.end; i++) ahead[i] += back[i];
+            team.wait();
+            const Range range = share(points, thread, team.threads);
+            for (int64_t i = range.begin; i < range.end; i++) slice_point(ahead, i, nullptr, out, range.end);
+        });
+    }
+
     // The gradient of ⟨gradient, filter(values)⟩ with respect to the weights: (N, P).
     void weights_gradient(
         const T* values, const T* gradient, const T* left, const T* right, T* out, int threads
@@ -76,6 +93,11 @@ private:
     const T* blurred_splat(
         Team& team, int thread, Vertices& on, int set, const T* values, const T* factor, bool transposed
     ) const {
+        return blurred(team, thread, on, set, splat(team, thread, on, set, values, factor), scale, transposed);
+    }
+
+    // Sᵀ F values: each thread has its own share of the vertices' sums when it returns.
+    T* splat(Team& team, int thread, Vertices& on, int set, const T* values, const T* factor) const {
         const int64_t size = vertices * stride();
         auto& splatted = on.splatted[size_t(set)];
         // Work for as many threads as there are parts; fewer may have come.
@@ -92,9 +114,13 @@ private:
             const T* more = splatted[part].data();
             for (int64_t i = range.begin; i < range.end; i++) sums[i] += more[i];
         }
-        return blur(
-            team, thread, sums, on.blurred[size_t(set)].data(), links, vertices, axes, order, stride(), scale, transposed
-        );
+        return sums;
+    }
+
+    // `times` B `sums`, in their memory or that of the set.
+    T* blurred(Team& team, int thread, Vertices& on, int set, T* sums, T times, bool transposed) const {
+        T* const other = on.blurred[size_t(set)].data();
+        return blur(team, thread, sums, other, links, vertices, axes, order, stride(), times, transposed);
     }
 
     // The vectors of a point's values from channel c on, `wide` of them; zeros beyond the last channel.

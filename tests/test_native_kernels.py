@@ -100,6 +100,21 @@ class TestLattice:
             native.diagonal(), reference.diagonal(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
         )
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("make", [PermutohedralLattice, VoxelGrid])
+    @pytest.mark.parametrize(
+        ("dimension", "order", "channels"), [(1, 1, 1), (2, 3, 2), (3, 1, 21), (3, 2, 1), (5, 1, 0)]
+    )
+    def test_symmetric_product(self, make, dimension, order, channels, dtype):
+        features = torch.randn(500, dimension, dtype=dtype) * 2
+        values = torch.randn(500, channels, dtype=dtype)
+        operator = make(features, order=order, backend="native")
+        expected = make(features, order=order, backend="reference").symmetric_product(values)
+        for grad in (False, True):  # one kernel, or two that can be differentiated
+            with torch.set_grad_enabled(grad):
+                result = operator.symmetric_product(values)
+            assert (result - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
     def test_keys_that_are_hashes(self):
         # So wide that no 64 bits hold the coordinates.
         features = torch.randn(2000, 9, dtype=torch.float64) * 1e4

@@ -15,12 +15,12 @@ NAMES = {
         labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
         point_features points_in_blocks refine transfer_labels trilateral_features video_features
         video_in_windows volume_features volume_in_blocks""",
-    hdcrf.gaussian: """ConvergenceError DenseGaussianCRF GaussianCRF GaussianMeanFieldNetwork GridTerms
-        LowRankTerms MultiResolutionTerms NotPositiveDefiniteError PairwiseTerms PottsMatrix
-        SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms affinity
-        affinity_loss conjugate_gradient energy gauss_seidel gaussian_mean_field
-        gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity similarity_loss solve
-        video_in_contexts""",
+    hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF GaussianMeanFieldNetwork
+        GridTerms LowRankTerms MultiResolutionTerms NotPositiveDefiniteError PairwiseTerms
+        PottsMatrix SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms
+        affinity affinity_loss bilateral_solve conjugate_gradient energy gauss_seidel
+        gaussian_mean_field gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity
+        similarity_loss solve video_in_contexts""",
     lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
@@ -69,12 +69,17 @@ SIGNATURES = {
     hdcrf.logits_from_probabilities: "probabilities dim=1 floor=1e-06",
     hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
     hdcrf.labels_from_annotation: "annotation",
+    hdcrf.gaussian.bilateral_solve: """operator target confidence smoothness=1.0 precondition=True
+        tolerance=None max_iterations=None on_failure='raise'""",
+    hdcrf.gaussian.BilateralSolver: """sigma_xy=4.0 sigma_rgb=8.0 smoothness=4.0 method='permutohedral'
+        order=1 halo=0 learn=() tolerance=None max_iterations=None on_failure='raise' backend='auto'""",
+    hdcrf.gaussian.BilateralSolver.forward: "self target confidence guide",
     hdcrf.SmoothnessKernel: "shape sigma weight normalization truncate=3.0 backend='auto'",
     hdcrf.gaussian.LowRankTerms: "embeddings",
     hdcrf.gaussian.VideoTerms: "spatial temporal neighbourhood='full'",
     hdcrf.gaussian.GridTerms: "weights connectivity=4",
     hdcrf.gaussian.conjugate_gradient: """product right_hand_side diagonal=None start=None tolerance=None
-        max_iterations=None on_failure='raise'""",
+        max_iterations=None on_failure='raise' remedy='add to its diagonal'""",
     hdcrf.gaussian.MultiResolutionTerms: "grids links",
     hdcrf.gaussian.jacobi: """product diagonal right_hand_side start=None tolerance=None max_iterations=None
         on_failure='raise'""",

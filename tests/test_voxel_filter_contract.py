@@ -330,6 +330,20 @@ class TestGradients:
 
         assert torch.autograd.gradcheck(run, (features.requires_grad_(), values.requires_grad_()))
 
+    @pytest.mark.parametrize("backend", ["reference", "auto"])
+    def test_after_a_use_without_gradient(self, device, make, backend):
+        features = cloud(20, 2, device=device).requires_grad_()
+        fresh, used = (make(features, backend=backend) for _ in range(2))
+        values = cloud(20, 2, seed=1, device=device)
+        with torch.no_grad():
+            used.filter(values)
+        expected, found = (
+            torch.autograd.grad(operator.filter(values).square().sum(), features)[0]
+            for operator in (fresh, used)
+        )
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected)
+
     @every_normalization
     def test_filter_at_a_query_with_batch(self, device, make, normalization):
         features = inside_cells(make, 10, 2, device=device)

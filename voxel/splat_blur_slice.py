@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from voxel.backend import uses_native
+from voxel.backend import kernels, plain, uses_native
 from voxel.blur import AxisBlur, axis_links, grow
 from voxel.checks import check_matrix, check_same_kind
 from voxel.coordinate_index import CoordinateIndex, unique_rows
@@ -123,7 +123,9 @@ class SplatBlurSlice(FilterOperator):
         """S, (N, V)."""
         cells = self.structure.cells
         vertices = self.structure.cell_vertices.index_select(0, cells.cell)
-        return SparseMatrix.from_rows(vertices, cells.weights, self.num_vertices, native=self.native)
+        # It is kept: whoever asks first may need no gradient, and the next one may.
+        with torch.enable_grad():
+            return SparseMatrix.from_rows(vertices, cells.weights, self.num_vertices, native=self.native)
 
     @cached_property
     def axis_blurs(self) -> Sequence[AxisBlur]:
@@ -191,11 +193,7 @@ class SplatBlurSlice(FilterOperator):
     def symmetric_product(self, values: Tensor) -> Tensor:
         """Return W v = ½ c S (B_A … B_1 + B_1 … B_A) Sᵀ v: one splat, the blurs both ways, one slice."""
         if self.native and self.has_axes:
-            forward, backward = (
-                self.scaled_filter(values, None, None, 0.5 * self.constant, adjoint=adjoint)
-                for adjoint in (False, True)
-            )
-            return forward + backward
+            return self._native_symmetric_product(values)
         splatted = self.interpolation.transposed_product(values)
         blurred = backward = self._blur(splatted)
         if len(self.blurs) > 1:  # each is symmetric, and so is one alone
@@ -203,6 +201,19 @@ class SplatBlurSlice(FilterOperator):
             for blur in reversed(self.blurs):
                 backward = blur.product(backward)
         return self.interpolation.product((blurred + backward) * (0.5 * self.constant))
+
+    def _native_symmetric_product(self, values: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            half = 0.5 * self.constant
+            forward = self.scaled_filter(values, None, None, half)
+            return forward + self.scaled_filter(values, None, None, half, adjoint=True)
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        if values.numel():
+            parts, cells = self.structure, self.structure.cells
+            lattice = (cells.cell, parts.cell_vertices, plain(cells.weights), parts.links)
+            threads = torch.get_num_threads()
+            kernels().symmetric_filter(plain(values), *lattice, self.order, self.constant, result, threads)
+        return result
 
     @property
     def has_axes(self) -> bool:

@@ -240,10 +240,12 @@ class BilateralSolver(nn.Module):
         exp(-|p_i - p_j|²/2σ_xy² - |I_i - I_j|²/2σ_rgb²).
 
     Args:
-        sigma_xy: σ_xy in pixels.
+        sigma_xy: σ_xy in pixels. What is known spreads further than that, from pixel to pixel: as far as
+            nothing is known, and further for a larger λ. Narrow kernels keep edges best.
         sigma_rgb: σ_rgb in the guide's own units: the default suits a guide from 0 to 255; for one from 0 to
             1 divide it by 255.
-        smoothness: λ, to be compared with the confidences.
+        smoothness: λ, to be compared with the confidences; the default suits those from 0 to 1 for most
+            pixels. Where one in a hundred is known, in reach of each other, 0.1 is plenty.
         method: How the kernel is computed: "permutohedral", "voxel", or "exact" (O(N²)).
         order: Accuracy of the fast methods, 1 to 16: rounds of blur.
         halo: Accuracy, 0 to 8: rings of vertices stored around the occupied ones.
@@ -279,9 +281,9 @@ class BilateralSolver(nn.Module):
     def __init__(
         self,
         *,
-        sigma_xy: float = 8.0,
+        sigma_xy: float = 4.0,
         sigma_rgb: float = 8.0,
-        smoothness: float = 1.0,
+        smoothness: float = 4.0,
         method: str = "permutohedral",
         order: int = 1,
         halo: int = 0,
