@@ -226,51 +226,74 @@ def energy_plot(energy: Sequence[float] | NDArray[Any], kl: Sequence[float] | ND
 
 def affinity_plot(
     photo: NDArray[np.uint8],
-    pixel: Sequence[int],
-    maps: Mapping[str, NDArray[Any]],
+    pixels: Sequence[Sequence[int]],
+    maps: Mapping[str, Sequence[NDArray[Any]] | NDArray[Any]],
 ) -> Figure:
-    """Plot the pairwise terms of a reference pixel with all others, beside the photo with the pixel marked.
+    """Plot the pairwise terms of reference pixels with all others, over the photo in grey.
+
+    Each reference is a row: the photo with the pixel marked, and a map under each title. The maps of a row
+    share a scale of colours, in which 0 leaves the photo pale, above is red and below is blue.
 
     Args:
         photo: (H, W, 3) uint8.
-        pixel: (row, column) of the reference in the photo.
-        maps: By title, the terms (h, w) on the photo's grid or a coarser one, as `hdcrf.gaussian.affinity`
-            gives them. All share one scale of colours, with white at 0.
+        pixels: (row, column) in the photo of each of R references.
+        maps: By title, R maps (h, w) of terms on the photo's grid or a coarser one, as
+            `hdcrf.gaussian.affinity` gives them.
 
     Returns:
         A matplotlib figure that needs no display; `figure.savefig(file)` writes it.
 
     Raises:
-        ValueError: If the photo or a map has another shape, an entry is not finite, there is no map, or the
-            pixel lies outside.
+        ValueError: If the photo or a map has another shape, an entry is not finite, there is no pixel or no
+            map, their numbers differ, or a pixel lies outside.
 
     Reference: Chandra 2018, Figs. 3.3 to 3.6.
     """
     from matplotlib.figure import Figure
 
-    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+    if photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape or photo.dtype != np.uint8:
         raise ValueError(f"`photo` must have shape (H, W, 3) and be uint8, got {photo.shape} {photo.dtype}")
-    if len(pixel) != 2 or not all(0 <= i < size for i, size in zip(pixel, photo.shape, strict=False)):
-        raise ValueError(f"`pixel` must be (row, column) within {photo.shape[:2]}, got {tuple(pixel)}")
-    if not maps:
-        raise ValueError("`maps` must hold a map at least, got none")
-    for title, values in maps.items():
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise ValueError(f"`maps` must hold finite maps (h, w), got shape {values.shape} for {title!r}")
     height, width = photo.shape[:2]
-    count = len(maps) + 1
-    figure = Figure(figsize=(3 * count + 0.8, 3 * height / width + 0.4), dpi=120, layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    panels[0].imshow(photo)
-    panels[0].set_title("reference pixel", fontsize=9)
-    largest = max(float(np.abs(values).max()) for values in maps.values()) or 1.0
-    for panel, (title, values) in zip(panels[1:], maps.items(), strict=True):
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        drawn = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, extent=extent)
+    if len(pixels) == 0 or len(maps) == 0:
+        raise ValueError(
+            f"`pixels` and `maps` must hold one at least, got {len(pixels)} pixels and {len(maps)} maps"
+        )
+    for pixel in pixels:
+        if np.shape(pixel) != (2,) or not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+            raise ValueError(f"`pixels` must be (row, column) within {(height, width)}, got {pixel}")
+    for title, of_title in maps.items():
+        if len(of_title) != len(pixels):
+            raise ValueError(
+                f"`maps` must hold a map for each of {len(pixels)} pixels, got {len(of_title)} for {title!r}"
+            )
+        for values in of_title:
+            if values.ndim != 2 or 0 in values.shape or not np.isfinite(values).all():
+                raise ValueError(
+                    f"`maps` must hold finite maps (h, w), got shape {values.shape} for {title!r}"
+                )
+    columns = len(maps) + 1
+    size = (3 * columns + 0.9, 3 * height / width * len(pixels) + 0.3)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    grid = figure.subplots(len(pixels), columns, squeeze=False)
+    grey = photo.mean(2)
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for row, (pixel, panels) in enumerate(zip(pixels, grid, strict=True)):
+        panels[0].imshow(photo)
+        shown = [of_title[row] for of_title in maps.values()]
+        largest = max(float(np.abs(values).max()) for values in shown) or 1.0
+        for panel, values in zip(panels[1:], shown, strict=True):
+            panel.imshow(grey, cmap="gray", vmin=-80, vmax=255)  # pale, for the colours to stand out
+            drawn = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.65, extent=whole)
+        for panel in panels:
+            for radius, colour in ((9, "white"), (6, "black")):
+                panel.plot(pixel[1], pixel[0], "o", ms=radius, mec=colour, mfc="none", mew=1.5)
+            panel.set_axis_off()
+        bar = figure.colorbar(drawn, ax=list(panels), aspect=14, pad=0.01)
+        bar.ax.tick_params(labelsize=7)
+        if all(values.min() >= 0 for values in shown):
+            bar.ax.set_ylim(0, largest)
+        bar.ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        bar.ax.yaxis.get_offset_text().set_fontsize(7)
+    for panel, title in zip(grid[0], ["reference pixel", *maps], strict=True):
         panel.set_title(title, fontsize=9)
-    for panel in panels:
-        for size, colour in ((9, "white"), (6, "black")):
-            panel.plot(pixel[1], pixel[0], "o", ms=size, mec=colour, mfc="none", mew=1.5)
-        panel.set_axis_off()
-    figure.colorbar(drawn, ax=list(panels), shrink=0.8, label="pairwise term")
     return figure

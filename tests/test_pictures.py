@@ -1,4 +1,4 @@
-"""The pictures for people: colours, overlays, the plot of the energy."""
+"""The pictures for people: colours, overlays, the plots of the energy and of pairwise terms."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdcrf.pictures import energy_plot, overlay, palette
+from hdcrf.pictures import affinity_plot, energy_plot, overlay, palette
 
 
 class TestPalette:
@@ -109,3 +109,75 @@ class TestEnergyPlot:
     def test_lengths(self, energy, kl):
         with pytest.raises(ValueError, match="one entry an iteration each, got"):
             energy_plot(energy, kl)
+
+
+class TestAffinityPlot:
+    PHOTO = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    TERMS = np.random.default_rng(1).standard_normal((2, 4, 6))
+    PIXELS = ((1, 2), (7, 11))
+
+    def test_a_row_for_each_pixel(self):
+        figure = affinity_plot(self.PHOTO, self.PIXELS, {"first": self.TERMS, "second": list(3 * self.TERMS)})
+        bars = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
+        panels = [axes for axes in figure.axes if axes not in bars]
+        assert (len(bars), len(panels)) == (2, 2 * 3)
+        assert [axes.get_title() for axes in panels] == ["reference pixel", "first", "second", "", "", ""]
+        for row, (pixel, terms) in enumerate(zip(self.PIXELS, self.TERMS, strict=True)):
+            photo, *maps = panels[3 * row : 3 * row + 3]
+            np.testing.assert_array_equal(photo.images[0].get_array(), self.PHOTO)
+            for factor, panel in zip((1, 3), maps, strict=True):
+                below, drawn = panel.images
+                np.testing.assert_array_equal(drawn.get_array(), factor * terms)
+                # A coarse map covers all of the photo, and a row has one scale about 0.
+                assert drawn.get_extent() == below.get_extent() == photo.images[0].get_extent()
+                largest = 3 * np.abs(terms).max()
+                assert drawn.get_clim() == (-largest, largest)
+            for panel in (photo, *maps):
+                for marker in panel.lines:
+                    np.testing.assert_array_equal(marker.get_xydata(), [pixel[::-1]])
+
+    def test_the_bar_ends_at_0_where_no_term_is_below(self):
+        terms = {"terms": np.stack([np.abs(self.TERMS[0]), self.TERMS[1]])}
+        figure = affinity_plot(self.PHOTO, self.PIXELS, terms)
+        first, second = (axes for axes in figure.axes if axes.get_label() == "<colorbar>")
+        assert first.get_ylim() == (0, np.abs(self.TERMS[0]).max())
+        assert second.get_ylim()[0] == -np.abs(self.TERMS[1]).max()
+
+    @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
+    def test_is_drawn(self, factor):
+        file = io.BytesIO()
+        affinity_plot(self.PHOTO, self.PIXELS[:1], {"terms": factor * self.TERMS[:1]}).savefig(
+            file, format="png"
+        )
+        with Image.open(file) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+
+    def test_no_global_state(self):
+        pyplot = pytest.importorskip("matplotlib.pyplot")
+        affinity_plot(self.PHOTO, self.PIXELS, {"terms": self.TERMS})
+        assert pyplot.get_fignums() == []
+
+    @pytest.mark.parametrize("photo", [PHOTO[..., 0], PHOTO[..., :2], PHOTO.astype(float), PHOTO[:0]])
+    def test_wrong_photo(self, photo):
+        with pytest.raises(ValueError, match=r"`photo` must have shape \(H, W, 3\) and be uint8, got"):
+            affinity_plot(photo, self.PIXELS, {"terms": self.TERMS})
+
+    @pytest.mark.parametrize("pixel", [(8, 0), (0, 12), (-1, 0), (0,), (0, 0, 0), 3])
+    def test_pixel_outside(self, pixel):
+        with pytest.raises(ValueError, match=r"`pixels` must be \(row, column\) within \(8, 12\), got"):
+            affinity_plot(self.PHOTO, [pixel], {"terms": self.TERMS[:1]})
+
+    def test_nothing_to_show(self):
+        with pytest.raises(ValueError, match="one at least, got 2 pixels and 0 maps"):
+            affinity_plot(self.PHOTO, self.PIXELS, {})
+        with pytest.raises(ValueError, match="one at least, got 0 pixels and 1 maps"):
+            affinity_plot(self.PHOTO, [], {"terms": self.TERMS[:0]})
+
+    def test_a_map_for_each_pixel(self):
+        with pytest.raises(ValueError, match="a map for each of 2 pixels, got 1 for 'terms'"):
+            affinity_plot(self.PHOTO, self.PIXELS, {"terms": self.TERMS[:1]})
+
+    @pytest.mark.parametrize("terms", [np.full((2, 4, 6), np.nan), np.ones((2, 4)), np.ones((2, 0, 6))])
+    def test_wrong_map(self, terms):
+        with pytest.raises(ValueError, match=r"finite maps \(h, w\), got shape .* for 'terms'"):
+            affinity_plot(self.PHOTO, self.PIXELS, {"terms": terms})
