@@ -93,7 +93,29 @@ def test_room(tmp_path):
     assert picture.shape == (2 * (26 + 60) + 34, 3 * (80 + 10) + 10, 3)
 
 
-@pytest.mark.parametrize("script", ["demos/video_crf.py", "demos/points_crf.py"])
+def test_gaussian_heads(tmp_path):
+    small = ["--size", 48, "--streets", 3, "--steps", 60, "--affinity-steps", 30, "--joint-steps", 40]
+    result = run("demos/gaussian_heads.py", *small, "--out-dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert set(os.listdir(tmp_path / "out")) == {"gaussian_heads.png", "pairwise_terms.png"}
+    for name in os.listdir(tmp_path / "out"):
+        assert str(tmp_path / "out" / name) in result.stdout
+        assert np.asarray(Image.open(tmp_path / "out" / name).convert("RGB")).std() > 5
+    losses = re.findall(r"^phase .* loss ([\d.]+) -> ([\d.]+)$", result.stdout, re.MULTILINE)
+    assert len(losses) == 3
+    for first, last in losses:  # measured 0.32, 0.60 and 0.82 of the first
+        assert float(last) < 0.93 * float(first)
+    iou = {
+        name: float(value) for name, value in re.findall(r"^(\S.*?) +([\d.]+)%$", result.stdout, re.MULTILINE)
+    }
+    # Measured: 2.9 more for seed 0, 5.5 for seed 1.
+    assert iou["Gaussian CRF"] > iou["trained as long"] + 1
+    # Three rows of four pictures, pixel by pixel at twice the size.
+    picture = np.asarray(Image.open(tmp_path / "out" / "gaussian_heads.png"))
+    assert picture.shape[:2] == (26 + 2 * 10 + 3 * 96 + 34, 4 * (144 + 10) + 10)
+
+
+@pytest.mark.parametrize("script", ["demos/gaussian_heads.py", "demos/video_crf.py", "demos/points_crf.py"])
 def test_folder_that_cannot_be_made(script, tmp_path):
     (tmp_path / "file").touch()
     result = run(script, "--out-dir", tmp_path / "file" / "out")
