@@ -21,6 +21,7 @@ from voxel.splat_blur_slice import Cells, SplatBlurSlice, Structure, axis_steps,
 __all__ = ["PermutohedralLattice"]
 
 _HASH_ATTEMPTS = 16
+_KERNEL_MARGIN = 4  # at which the kernel of all sets is still twice as fast as PyTorch's of those that occur
 
 
 class PermutohedralLattice(SplatBlurSlice):
@@ -140,7 +141,7 @@ class PermutohedralLattice(SplatBlurSlice):
         """
         cells, order = self.structure.cells, self.order
         corners = self.structure.cell_vertices
-        if not (self.native and follows_all_sets(cells.rank, self.num_vertices)):
+        if not (self.native and follows_all_sets(cells.rank, self.num_vertices, _KERNEL_MARGIN)):
             kernel = corner_kernel(corners, cells.rank, self.axis_blurs, order)
             return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
         points, size = cells.weights.shape

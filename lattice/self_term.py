@@ -51,10 +51,10 @@ def corner_kernel(
     return kernel
 
 
-def follows_all_sets(rank: Tensor, vertices: int) -> bool:
-    """Return whether there are fewer ways of all sets from each vertex than between corners of the cells."""
+def follows_all_sets(rank: Tensor, vertices: int, margin: int = 1) -> bool:
+    """Return whether all sets have fewer ways from each vertex than `margin` times those between corners."""
     cells, corners = rank.shape
-    return vertices > 0 and 2**corners * vertices <= cells * corners**2
+    return vertices > 0 and 2**corners * vertices <= margin * cells * corners**2
 
 
 def _padded(blur: AxisBlur) -> tuple[Tensor, Tensor]:
