@@ -59,7 +59,7 @@ def test_equals_the_dense_solution(method, dimension, dtype, backend, device):
     assert solution.x.shape == (200, 2)
     assert solution.x.dtype == dtype
     assert solution.converged.tolist() == [True, True]
-    # Measured: 3.2e-10 and 6.8e-6.
+    # Measured: 9.3e-11 and 2.6e-6.
     assert relative_error(solution.x.double(), expected) <= (1e-6 if dtype == torch.float64 else 1e-4)
 
 
@@ -115,6 +115,15 @@ def test_constants_are_preserved(method, device):
     torch.testing.assert_close(solution.x, target, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_laplacian_of_a_constant_is_zero(method, device):
+    # Also where the rows do not sum to one.
+    features = torch.rand(300, 3, dtype=torch.float64, device=device) * 4
+    kernel = Bistochastic(hdcrf.build_filter(features, method=method), tolerance=0.3)
+    assert (kernel.row_sums - 1).abs().max() > 1e-3
+    assert kernel.laplacian(torch.full_like(features, 7.0)).abs().max() <= 1e-12
+
+
 def test_little_smoothness_returns_the_target(device):
     features = torch.rand(100, 3, dtype=torch.float64, device=device) * 2
     target, confidence = observations(100, 1, device=device)
@@ -150,8 +159,8 @@ def test_an_edge_of_the_guide_is_kept():
     guided = torch.stack([place / 8, step * 10], 1)
     x = bilateral_solve(guided, target, confidence, smoothness=30.0).x[:, 0]
     blind = bilateral_solve(place[:, None] / 8, target, confidence, smoothness=30.0).x[:, 0]
-    # Measured: 0.16 with the guide; 0.44 without.
-    assert (x - step).abs().max() < 0.25
+    # Measured: 0.054 with the guide, 0.50 without.
+    assert (x - step).abs().max() < 0.1
     assert (blind - step).abs().max() > 0.35
 
 
@@ -303,7 +312,7 @@ def test_too_few_iterations():
     given = points(
         confidence=torch.rand(10) ** 4, smoothness=100.0, max_iterations=1, operator=torch.rand(10, 3) * 4
     )
-    with pytest.raises(ConvergenceError, match="lower `smoothness`, or raise the confidences"):
+    with pytest.raises(ConvergenceError, match="lower `smoothness`, raise the confidences"):
         bilateral_solve(**given)
     with pytest.warns(UserWarning, match="lower `smoothness`"):
         solution = bilateral_solve(**given, on_failure="warn")
@@ -337,7 +346,7 @@ def test_images_are_points(method, device):
             confidence[item].flatten(),
             smoothness=2.0,
         ).x
-        # Measured: 1e-6, as the residual allows.
+        # Measured: 2.4e-6, as the residual allows.
         torch.testing.assert_close(result[item].flatten(1).T, x, rtol=1e-4, atol=1e-5)
 
 
@@ -348,8 +357,8 @@ def test_layer_takes_other_dtypes(device):
     expected = layer(target, confidence, guide.byte())
     half = layer(target.half(), confidence.half(), guide.byte())
     assert half.dtype == torch.float16
-    # Measured 8e-4: what goes in is rounded to 5e-4 of its size.
-    torch.testing.assert_close(half.float(), expected, rtol=0, atol=4e-3)
+    # Measured: 3e-4; what goes in is rounded to 5e-4 of its size.
+    torch.testing.assert_close(half.float(), expected, rtol=0, atol=2e-3)
     double = layer(target.double(), confidence.double(), guide.byte())
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), expected, rtol=1e-4, atol=1e-5)
@@ -445,4 +454,4 @@ def test_videos_volumes_and_points(device):
         target, confidence = observations(len(features), 1, dtype=torch.float32, device=device)
         solution = bilateral_solve(features, target, confidence)
         expected = dense_solution(hdcrf.build_filter(features), target, confidence, 1.0)
-        assert relative_error(solution.x.double(), expected) <= 1e-4  # measured: 2e-6
+        assert relative_error(solution.x.double(), expected) <= 1e-4  # measured: 1.8e-6

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product
-from hdcrf.gaussian.inference import PairwiseTerms, checked_scores
+from hdcrf.gaussian.inference import PairwiseTerms
 from voxel.backend import kernels, plain, uses_native
 from voxel.checks import check_count, check_finite, check_floating
 
@@ -62,18 +62,9 @@ class GridTerms(PairwiseTerms):
         self.like = weights
         self.batch_size = weights.shape[0]
         self.num_labels = weights.shape[2] if weights.dim() == 6 else None
-        self.grid = (weights.shape[-2], weights.shape[-1])
+        self.grid: tuple[int, int] = (weights.shape[-2], weights.shape[-1])
         self.num_pixels = self.grid[0] * self.grid[1]
         self.weights = weights if weights.dim() == 6 else weights[:, :, None, None]
-
-    def flatten(self, unary: object, name: str = "unary") -> Tensor:
-        """Return (B, L, H, W) as (B, L, P)."""
-        shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores(name, unary, shape, "(B, L, H, W)", self.like).flatten(2)
-
-    def unflatten(self, scores: Tensor) -> Tensor:
-        """Return (B, L, P) as (B, L, H, W)."""
-        return scores.reshape(*scores.shape[:2], *self.grid)
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return A v for (B, R, n)."""

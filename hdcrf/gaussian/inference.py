@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hdcrf.gaussian.conjugate_gradient import Solution, check_solver_options, conjugate_gradient
+from hdcrf.crf_layer import levels_to_user
+from hdcrf.gaussian.conjugate_gradient import (
+    ConvergenceError,
+    Solution,
+    check_solver_options,
+    conjugate_gradient,
+)
 from hdcrf.gaussian.linear_system import SymmetricMatrix, implicit_solution
 from hdcrf.gaussian.potts import PottsMatrix
 from voxel.checks import (
@@ -28,6 +34,9 @@ METHODS = ("auto", "conjugate_gradient", "direct")
 
 Solver = Callable[[Tensor], Solution]
 
+_DRIFT = 100
+"""How many times the tolerance a residual may be when computed anew: up to 6 times were seen in float32."""
+
 _REMEDY = "increase `regularization`, or let `guarantee=True` add what is needed"
 
 
@@ -38,23 +47,27 @@ class PairwiseTerms(SymmetricMatrix):
         num_labels: L if every pair of labels has terms of its own; None if all pairs of different labels
             share them (a Potts model).
         num_pixels: P.
+        grid: The sizes S of the grid, such as (H, W); None for several grids.
     """
 
     num_labels: int | None
     num_pixels: int
+    grid: tuple[int, ...] | None
+    _axes: ClassVar[str] = "H, W"  # what the sizes of the grid are called
 
     @property
     def size(self) -> int:  # type: ignore[override]
         """n: L·P, or P where labels share the terms."""
         return self.num_pixels * (self.num_labels or 1)
 
-    @abstractmethod
     def flatten(self, unary: Any, name: str = "unary") -> Tensor:
-        """Return unary terms as (B, L, P), or raise, by that name, if they do not fit these terms."""
+        """Return unary terms (B, L, *S) as (B, L, P), or raise if they do not fit these terms."""
+        shape = (self.batch_size, self.num_labels, *(self.grid or ()))
+        return checked_scores(name, unary, shape, f"(B, L, {self._axes})", self.like).flatten(2)
 
-    @abstractmethod
     def unflatten(self, scores: Tensor) -> Any:
         """Return scores (B, L, P) in the shape that the unary terms came in."""
+        return scores.reshape(*scores.shape[:2], *(self.grid or ()))
 
     def direct_solver(self, shift: Tensor, factor: float) -> Solver | None:
         """Return a solver of (shift + factor · M) x = b that does not iterate; None if there is none.
@@ -100,7 +113,7 @@ def solve(
         precondition: Divide by the diagonal (Jacobi) in conjugate gradient.
         tolerance: Of the relative residual, in conjugate gradient; None takes 1e-6 in float32 and 1e-10 in
             float64.
-        max_iterations: Of conjugate gradient; None takes 10 times the number of unknowns.
+        max_iterations: Of conjugate gradient; None takes 10 times the unknowns of a system, at least 100.
         on_failure: "raise", or "warn" to return the best iterate with a warning.
 
     Returns:
@@ -118,8 +131,7 @@ def solve(
 
     Reference: Chandra 2018, eqs. 2.2, 3.2 and 4.1; Chandra and Kokkinos, ECCV 2016.
     """
-    if not isinstance(terms, PairwiseTerms):
-        raise TypeError(f"`terms` must be pairwise terms such as LowRankTerms, got {type(terms).__name__}")
+    _check_terms(terms)
     check_flag("guarantee", guarantee)
     check_flag("precondition", precondition)
     check_choice("method", method, METHODS)
@@ -137,6 +149,7 @@ def solve(
     )
 
 
+@full_precision
 def energy(
     terms: PairwiseTerms,
     unary: Any,
@@ -158,6 +171,7 @@ def energy(
 
     Reference: Chandra 2018, eq. 2.1.
     """
+    _check_terms(terms)
     flat, x = _checked_unary(terms, unary), _checked_unary(terms, scores, "scores")
     matrix = _matrix(terms, flat)
     shift = checked_weight("regularization", regularization, terms.like)
@@ -189,6 +203,7 @@ def _solved(
         raise ValueError(
             f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
         )
+    solver = _verified(solver, terms.like.dtype, options)
     with torch.no_grad():
         found = solver(b.detach())
 
@@ -202,6 +217,34 @@ def _solved(
         found.residual[:, 0],
         found.converged[:, 0],
     )
+
+
+def _verified(solver: Solver, dtype: torch.dtype, options: dict[str, Any]) -> Solver:
+    """Return a solver that fails, as `on_failure` says, where the residual of what it found is too large.
+
+    A residual computed anew is somewhat larger than the one that conjugate gradient goes by, and a direct
+    solution has none of its own: near a singular matrix, either can be far off without a word.
+    """
+    limit = _DRIFT * check_solver_options(dtype, options["tolerance"])
+
+    def verified(b: Tensor) -> Solution:
+        # Entries of any size: their squares must neither overflow nor vanish.
+        size = b.abs().amax((1, 2), keepdim=True)
+        size = torch.where(size > 0, size, 1)
+        found = solver(b / size)
+        good = found.residual <= limit
+        if not bool((good | ~found.converged).all()):
+            item = int((~good & found.converged)[:, 0].nonzero()[0])
+            message = (
+                f"item {item} has a relative residual of {float(found.residual[item]):.2g}, as its matrix is "
+                f"close to a singular one; compute in float64, or {_REMEDY}"
+            )
+            if options["on_failure"] == "raise":
+                raise ConvergenceError(message)
+            warnings.warn(message, stacklevel=levels_to_user())
+        return Solution(found.x * size, found.iterations, found.residual, found.converged & good)
+
+    return verified
 
 
 def _solver(
@@ -264,6 +307,11 @@ def _potts_solver(
         )
 
     return solver
+
+
+def _check_terms(terms: object) -> None:
+    if not isinstance(terms, PairwiseTerms):
+        raise TypeError(f"`terms` must be pairwise terms such as LowRankTerms, got {type(terms).__name__}")
 
 
 def _matrix(terms: PairwiseTerms, flat: Tensor) -> SymmetricMatrix:

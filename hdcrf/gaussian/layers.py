@@ -28,6 +28,9 @@ from voxel.precision import full_precision
 
 __all__ = ["DenseGaussianCRF", "GaussianCRF", "SparseGaussianCRF", "VideoGaussianCRF"]
 
+_MOST = 0.99
+"""The strength stays below this: at 1 a system would be singular."""
+
 
 class GaussianCRF(nn.Module, ABC):
     """A head that returns the scores x of least energy ½ xᵀ A x + λ/2 ‖x - b‖², for unary scores b.
@@ -202,10 +205,10 @@ class _EmbeddingCRF(GaussianCRF):
     ) -> None:
         super().__init__(num_labels, feature_channels, **options)
         self.embedding = check_count("embedding", embedding, 1)
-        if not 0 < check_number("strength", strength) < 1:
-            raise ValueError(f"`strength` must lie between 0 and 1, got {strength}")
+        if not 0 < check_number("strength", strength) < _MOST:
+            raise ValueError(f"`strength` must lie between 0 and {_MOST}, got {strength}")
         if self.potts:
-            self.logit_strength = nn.Parameter(torch.tensor(math.log(strength / (1 - strength))))
+            self.logit_strength = nn.Parameter(torch.tensor(math.log(strength / (_MOST - strength))))
         else:
             self.register_parameter("logit_strength", None)
         self.embed = self._embedding_layer()
@@ -213,7 +216,7 @@ class _EmbeddingCRF(GaussianCRF):
     @property
     def strength(self) -> Tensor | None:
         """How much of λ the largest eigenvalue of shared terms is; None where labels have their own."""
-        return None if self.logit_strength is None else self.logit_strength.sigmoid()
+        return None if self.logit_strength is None else _MOST * self.logit_strength.sigmoid()
 
     def _embedding_layer(self) -> nn.Conv2d:
         labels = 1 if self.potts else self.num_labels
@@ -243,7 +246,7 @@ class DenseGaussianCRF(_EmbeddingCRF):
         num_labels: L.
         feature_channels: C.
         embedding: D, the dimensions of the embedding of a pixel, or of a label at a pixel.
-        strength: s at the start, above 0 and below 1, where labels share the terms; learned.
+        strength: s at the start, above 0 and below 0.99, where labels share the terms; learned.
         **options: See `GaussianCRF`.
 
     Reference: Chandra, Usunier and Kokkinos, ICCV 2017; Chandra 2018, chapter 3. The softmax and the
@@ -276,7 +279,7 @@ class VideoGaussianCRF(_EmbeddingCRF):
         feature_channels: C.
         embedding: D, the dimensions of each of the two embeddings.
         neighbourhood: Which frames are connected: "2", "4", "6ms" or "full"; see `VideoTerms`.
-        strength: s at the start, above 0 and below 1, where labels share the terms; learned.
+        strength: s at the start, above 0 and below 0.99, where labels share the terms; learned.
         **options: See `GaussianCRF`.
 
     Takes unary scores (B, L, T, H, W) and features (B, C, T, H, W). For a video of any length, see

@@ -13,7 +13,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     Solution,
     check_solver_options,
 )
-from hdcrf.gaussian.inference import PairwiseTerms, Solver, checked_scores
+from hdcrf.gaussian.inference import PairwiseTerms, Solver
 from voxel.checks import check_finite, check_floating
 
 __all__ = ["LowRankTerms"]
@@ -47,18 +47,9 @@ class LowRankTerms(PairwiseTerms):
         self.like = embeddings
         self.batch_size = embeddings.shape[0]
         self.num_labels = embeddings.shape[2] if embeddings.dim() == 5 else None
-        self.grid = tuple(embeddings.shape[-2:])
+        self.grid: tuple[int, ...] = tuple(embeddings.shape[-2:])
         self.num_pixels = self.grid[0] * self.grid[1]
         self.embeddings = embeddings.flatten(2)  # (B, D, n)
-
-    def flatten(self, unary: object, name: str = "unary") -> Tensor:
-        """Return (B, L, H, W) as (B, L, P)."""
-        shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores(name, unary, shape, "(B, L, H, W)", self.like).flatten(2)
-
-    def unflatten(self, scores: Tensor) -> Tensor:
-        """Return (B, L, P) as (B, L, H, W)."""
-        return scores.reshape(*scores.shape[:2], *self.grid)
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return Eᵀ(E v) for (B, R, n)."""

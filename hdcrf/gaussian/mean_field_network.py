@@ -122,10 +122,13 @@ def gaussian_mean_field(
     """
     if not isinstance(terms, SimilarityTerms):
         raise TypeError(f"`terms` must be SimilarityTerms, got {type(terms).__name__}")
-    terms.checked(unary)
+    terms.flatten(unary)
     check_count("layers", layers, 0)
     check_choice("partition", partition, PARTITIONS)
-    scores = unary if start is None else terms.checked(start, "start")
+    scores = unary
+    if start is not None:
+        terms.flatten(start, "start")
+        scores = start
     if layers == 0:
         return scores
     places = half_pairs(terms.connections, *terms.grid, partition)
@@ -169,7 +172,8 @@ def gaussian_mean_field_energy(terms: SimilarityTerms, unary: Tensor, scores: Te
     """
     if not isinstance(terms, SimilarityTerms):
         raise TypeError(f"`terms` must be SimilarityTerms, got {type(terms).__name__}")
-    r, y = terms.checked(unary), terms.checked(scores, "scores")
+    terms.flatten(unary), terms.flatten(scores, "scores")
+    r, y = unary, scores
     vectors = y.flatten(1)
     pairwise = vectors * terms.product(vectors[:, None])[:, 0]
     return (y - r).flatten(1).square().sum(1) + pairwise.sum(1)

@@ -41,6 +41,7 @@ class MultiResolutionTerms(PairwiseTerms):
 
     def __init__(self, grids: Sequence[GridTerms], links: Sequence[Tensor]) -> None:
         self.grids = _checked_grids(grids)
+        self.grid = None
         finest = self.grids[0]
         self.like = finest.like
         self.batch_size = finest.batch_size

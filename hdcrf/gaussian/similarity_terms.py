@@ -16,7 +16,7 @@ from hdcrf.gaussian.bipartite_grid import (
     similarity_of,
 )
 from hdcrf.gaussian.conjugate_gradient import NotPositiveDefiniteError, Product
-from hdcrf.gaussian.inference import PairwiseTerms, checked_scores
+from hdcrf.gaussian.inference import PairwiseTerms
 from voxel.checks import check_finite, check_floating, check_matrix, check_same_kind
 from voxel.precision import full_precision
 
@@ -81,6 +81,7 @@ class SimilarityTerms(PairwiseTerms):
     """
 
     num_labels: int
+    grid: tuple[int, int]
 
     def __init__(self, similarity: Tensor, compatibility: Tensor) -> None:
         check_floating("similarity", similarity)
@@ -101,19 +102,6 @@ class SimilarityTerms(PairwiseTerms):
         self.num_pixels = self.grid[0] * self.grid[1]
         self.similarity = similarity
         self.compatibility = compatibility
-
-    def flatten(self, unary: object, name: str = "unary") -> Tensor:
-        """Return (B, K, H, W) as (B, K, P)."""
-        return self.checked(unary).flatten(2)
-
-    def checked(self, scores: object, name: str = "unary") -> Tensor:
-        """Return scores (B, K, H, W), or raise if they are not what these terms are for."""
-        shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores(name, scores, shape, "(B, K, H, W)", self.like)
-
-    def unflatten(self, scores: Tensor) -> Tensor:
-        """Return (B, K, P) as (B, K, H, W)."""
-        return scores.reshape(*scores.shape[:2], *self.grid)
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return (L ⊗ C) v for (B, R, K·P) vectors."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product
-from hdcrf.gaussian.inference import PairwiseTerms, checked_scores
+from hdcrf.gaussian.inference import PairwiseTerms
 from voxel.checks import check_choice, check_finite, check_floating, check_same_kind
 
 __all__ = ["NEIGHBOURHOODS", "VideoTerms", "least_neighbour_eigenvalue", "temporal_neighbours"]
@@ -56,6 +56,8 @@ class VideoTerms(PairwiseTerms):
     Reference: Chandra 2018, eqs. 4.2 to 4.8; Chandra, Couprie and Kokkinos, CVPR 2018.
     """
 
+    _axes = "T, H, W"
+
     def __init__(self, spatial: Tensor, temporal: Tensor, *, neighbourhood: str = "full") -> None:
         for name, value in (("spatial", spatial), ("temporal", temporal)):
             check_floating(name, value)
@@ -75,7 +77,7 @@ class VideoTerms(PairwiseTerms):
         self.like = spatial
         self.batch_size = spatial.shape[0]
         self.num_labels = spatial.shape[2] if spatial.dim() == 6 else None
-        self.grid = tuple(spatial.shape[-3:])
+        self.grid: tuple[int, ...] = tuple(spatial.shape[-3:])
         self.num_pixels = spatial.shape[-3:].numel()
         self.neighbourhood = neighbourhood
         self.neighbours = temporal_neighbours(self.grid[0], neighbourhood).to(spatial)
@@ -84,15 +86,6 @@ class VideoTerms(PairwiseTerms):
     def _by_frame(self, embeddings: Tensor) -> Tensor:
         """Return (B, D, [L,] T, H, W) as (B, T, D, m), with the m = [L·]H·W entries of a frame together."""
         return embeddings.flatten(-2).movedim(-2, 1).flatten(3).contiguous()
-
-    def flatten(self, unary: object, name: str = "unary") -> Tensor:
-        """Return (B, L, T, H, W) as (B, L, P)."""
-        shape = (self.batch_size, self.num_labels, *self.grid)
-        return checked_scores(name, unary, shape, "(B, L, T, H, W)", self.like).flatten(2)
-
-    def unflatten(self, scores: Tensor) -> Tensor:
-        """Return (B, L, P) as (B, L, T, H, W)."""
-        return scores.reshape(*scores.shape[:2], *self.grid)
 
     def product(self, vectors: Tensor) -> Tensor:
         """Return A v for (B, R, n)."""
