@@ -1,8 +1,8 @@
 """Time and memory of dense Gaussian CRFs, in the shape of tables 3.1 and 3.2 of Chandra 2018.
 
-    python benchmarks/gaussian_crf.py                    every table, ten minutes python
-    benchmarks/gaussian_crf.py --quick            fewer repetitions, smaller sizes python
-    benchmarks/gaussian_crf.py --only dimensions  one table: dimensions, sizes, methods, video or memory
+    python benchmarks/gaussian_crf.py                    every table, a few minutes
+    python benchmarks/gaussian_crf.py --quick            fewer repetitions, smaller sizes
+    python benchmarks/gaussian_crf.py --only dimensions  one: dimensions, sizes, methods, video or memory
 
 Inference with general and with shared (Potts) embeddings, 21 labels, at an eighth of the image's resolution,
 in float32, one image. Embeddings are random and positive with a spectrum that falls by powers (the k-th
@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -28,9 +26,9 @@ from torch import Tensor
 from hdcrf.gaussian import LowRankTerms, Solution, VideoTerms, conjugate_gradient, solve
 
 try:
-    from benchmarks.inputs import machine_line
+    from benchmarks.inputs import alternate, machine_line
 except ModuleNotFoundError:  # run as a script
-    from inputs import machine_line
+    from inputs import alternate, machine_line
 
 LABELS = 21
 STRIDE = 8
@@ -88,17 +86,6 @@ def checked(solution: Solution) -> Solution:
     if not worst <= 10 * TOLERANCE:
         raise SystemExit(f"a solution has a relative residual of {worst:.2g}; no time of it is printed")
     return solution
-
-
-def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each function, run in turns; the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def print_comparison(rows: dict[int, tuple[float, float]], first: str, make: Callable, rounds: int) -> None:
@@ -169,47 +156,62 @@ def print_methods(quick: bool) -> None:
 def print_video(quick: bool) -> None:
     """Print what the sum of all frames' products saves (eq. 4.7), with the sizes of section 4.2.4."""
     print("\nVideo, fully connected, 12 labels, 128 dimensions, image 321 x 321\n")
-    print("| frames | uncached, ms | cached, ms | ratio | thesis's |")
-    print("|---" * 5 + "|")
+    print("| frames | uncached, ms | cached, ms | ratio | thesis's | solve, ms |")
+    print("|---" * 6 + "|")
     pixels, labels, dimensions = -(-321 // STRIDE), 12, 16 if quick else 128
     for frames in (2, 4) if quick else (2, 3, 4):
         generator = torch.Generator().manual_seed(0)
-        parts = torch.rand((2, 1, dimensions, labels, frames, pixels, pixels), generator=generator)
-        parts *= (9 / 2) ** 0.5 / largest_singular_value(parts[1, 0].flatten(1))
-        terms = VideoTerms(parts[0], parts[1])
+        parts = torch.rand((2, frames, dimensions, labels * pixels**2), generator=generator)
+        parts *= (9 / 2) ** 0.5 / largest_singular_value(parts[1].movedim(1, 0).flatten(1))
+        shape = (1, dimensions, frames, labels, pixels, pixels)
+        terms = VideoTerms(*(part.movedim(1, 0).reshape(shape).transpose(2, 3) for part in parts))
         b = unary(1, labels, frames, pixels, pixels)
-        shift = 1 + terms.margin()
+        flat = b.transpose(1, 2).reshape(1, -1)
+        shift = float(1 + terms.margin().max())
 
-        def uncached(x: Tensor, terms: VideoTerms = terms, shift: Tensor = shift) -> Tensor:
-            return shift[:, None] * x + product_by_pairs(terms, x)
+        def product(x: Tensor, cached: bool, parts: Tensor = parts, shift: float = shift) -> Tensor:
+            vectors = x.view(parts.shape[1], -1)
+            return (shift * vectors + video_product(*parts, vectors, cached)).view(x.shape)
 
-        flat = b.flatten(1)[:, None]
         runs = {
-            "uncached": lambda run=uncached, flat=flat: conjugate_gradient(run, flat, tolerance=TOLERANCE),
-            "cached": lambda terms=terms, b=b: solve(terms, b, guarantee=True, tolerance=TOLERANCE),
+            name: lambda cached=cached, product=product, flat=flat: conjugate_gradient(
+                lambda x: product(x, cached), flat, tolerance=TOLERANCE
+            )
+            for name, cached in (("uncached", False), ("cached", True))
         }
+        runs["solve"] = lambda terms=terms, b=b, shift=shift: solve(
+            terms, b, regularization=shift, tolerance=TOLERANCE
+        )
         with torch.inference_mode():
-            by_pairs, by_sum = (checked(run()).x.flatten() for run in runs.values())
-            torch.testing.assert_close(by_pairs, by_sum, rtol=1e-3, atol=1e-4)
+            by_pairs, by_sum, ours = (checked(run()).x for run in runs.values())
+            ours = ours.transpose(1, 2).reshape(1, -1)
+            for other in (by_pairs, ours):
+                torch.testing.assert_close(other, by_sum, rtol=1e-3, atol=1e-4)
             times = alternate(runs, 3 if quick else 7)
         thesis = "0.080 / 0.061 = 1.31" if frames == 4 else "-"
         print(
             f"| {frames} | {1e3 * times['uncached']:.1f} | {1e3 * times['cached']:.1f} | "
-            f"{times['uncached'] / times['cached']:.2f} | {thesis} |",
+            f"{times['uncached'] / times['cached']:.2f} | {thesis} | {1e3 * times['solve']:.1f} |",
             flush=True,
         )
 
 
-def product_by_pairs(terms: VideoTerms, vectors: Tensor) -> Tensor:
-    """Return A v, with F_u v_u computed anew for every pair of frames (eq. 4.6)."""
-    frames = terms._frames(vectors)
+def video_product(spatial: Tensor, temporal: Tensor, vectors: Tensor, cached: bool) -> Tensor:
+    """Return A v for v (T, m): with each F_u v_u computed once (eq. 4.7), or anew for every pair (eq. 4.6).
+
+    Both are written in one loop, so that they differ in nothing else.
+    """
+    frames = range(len(spatial))
+    sums = [temporal[u] @ vectors[u] for u in frames] if cached else []
+    total = sum(sums)
     blocks = []
-    for t in range(terms.grid[0]):
-        e = terms.spatial[:, t]
-        total = (frames[:, t] @ e.mT) @ e
-        between = sum(frames[:, u] @ terms.temporal[:, u].mT for u in range(terms.grid[0]) if u != t)
-        blocks.append(total + between @ terms.temporal[:, t])
-    return terms._vectors(torch.stack(blocks, 1))
+    for t in frames:
+        if cached:
+            others = total - sums[t]
+        else:
+            others = sum(temporal[u] @ vectors[u] for u in frames if u != t)
+        blocks.append(spatial[t].T @ (spatial[t] @ vectors[t]) + temporal[t].T @ others)
+    return torch.stack(blocks)
 
 
 def print_memory(quick: bool) -> None:

@@ -20,9 +20,7 @@ vectors as conjugate gradient does.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -33,11 +31,9 @@ from torch import Tensor
 from hdcrf.gaussian import GridTerms, conjugate_gradient, gauss_seidel, gmres, jacobi, solve
 
 try:
-    from benchmarks.inputs import PHOTOS, machine_line, noisy_probabilities, photo
+    from benchmarks.inputs import PHOTOS, alternate, machine_line, noisy_probabilities, photo
 except ModuleNotFoundError:  # run as a script
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from benchmarks.inputs import PHOTOS, machine_line, noisy_probabilities, photo
-from benchmarks.speed import alternate
+    from inputs import PHOTOS, alternate, machine_line, noisy_probabilities, photo
 
 LABELS = 21
 REGULARIZATION = 10.0

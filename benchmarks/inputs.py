@@ -1,9 +1,12 @@
-"""The inputs that benchmarks and tests share: photos from scikit-image's wheel, and what we make of them."""
+"""What benchmarks and tests share: photos from scikit-image's wheel, what we make of them, and a clock."""
 
 from __future__ import annotations
 
 import os
 import platform
+import statistics
+import time
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -149,3 +152,14 @@ def machine_line() -> str:
         f"Python {platform.python_version()}, PyTorch {torch.__version__}"
         + "".join(f"; {d}" for d in devices)
     )
+
+
+def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each function, run in turns; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}

@@ -29,9 +29,16 @@ import torch
 import hdcrf
 
 try:
-    from benchmarks.inputs import machine_line, moving_crop, network_probabilities, photo, scanned_room
+    from benchmarks.inputs import (
+        alternate,
+        machine_line,
+        moving_crop,
+        network_probabilities,
+        photo,
+        scanned_room,
+    )
 except ModuleNotFoundError:  # run as a script
-    from inputs import machine_line, moving_crop, network_probabilities, photo, scanned_room
+    from inputs import alternate, machine_line, moving_crop, network_probabilities, photo, scanned_room
 
 LEAST_AGREEMENT = 0.99
 
@@ -53,17 +60,6 @@ def theirs(image: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.
     crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.ascontiguousarray(image), compat=10)
     marginals = np.array(crf.inference(iterations))
     return marginals.argmax(0).reshape(height, width)
-
-
-def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each function, run in turns; the first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def our_points(features: torch.Tensor, logits: torch.Tensor, *, smoothness_weight: float = 0.0) -> np.ndarray:

@@ -17,7 +17,7 @@ from hdcrf.image_files import InputError, read_photo
 UNKNOWN = 255
 """Written over the void label, and what no loss and no score sees."""
 
-SIZES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Frames:
     images: Tensor  # (N, 3, H, W) float32, 0 to 255
     labels: Tensor  # (N, H, W) int64, UNKNOWN where not scored
     class_weights: Tensor  # (K,)
-    fit: int
+    fit: int  # how many come first, to train on
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,10 +86,10 @@ def read_frames(images: Path, labels: Path, fit: int, void: int | None) -> Frame
 def pictures_by_stem(folder: Path, option: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise SystemExit(f"{option} must be a folder, got {folder}, which is none")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SIZES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     by_stem = {path.stem: path for path in paths}
     if not paths:
-        raise SystemExit(f"{option} {folder} holds no picture ({', '.join(SIZES)})")
+        raise SystemExit(f"{option} {folder} holds no picture ({', '.join(SUFFIXES)})")
     if len(by_stem) < len(paths):
         raise SystemExit(f"{option} {folder} holds two pictures of one stem; remove one of them")
     return by_stem

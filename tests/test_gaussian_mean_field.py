@@ -750,7 +750,7 @@ class TestWrongInput:
                 torch.rand(1, 3, 4, 4),
                 {},
                 ValueError,
-                r"`unary` must have shape \(B, K, H, W\) = \(1, 2, 4, 4\)",
+                r"`unary` must have shape \(B, L, H, W\) = \(1, 2, 4, 4\)",
             ),
             (torch.rand(1, 2, 4, 4).double(), {}, TypeError, "`unary` must have the dtype of"),
             (torch.rand(1, 2, 4, 4) * torch.nan, {}, ValueError, "`unary` must be finite"),

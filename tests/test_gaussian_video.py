@@ -19,7 +19,7 @@ from hdcrf.gaussian.video_terms import temporal_neighbours
 FRAMES, HEIGHT, WIDTH = 6, 1, 3
 APART = {"2": (1,), "4": (1, 2), "6ms": (1, 2, 4), "full": range(1, FRAMES)}
 # Worst seen over these cases: 7e-11 in float64, 2e-6 in float32.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def drawn(shared, labels=2, dtype=torch.float64, frames=FRAMES, scale=0.5):

@@ -124,7 +124,7 @@ class SplatBlurSlice(FilterOperator):
         cells = self.structure.cells
         vertices = self.structure.cell_vertices.index_select(0, cells.cell)
         # It is kept: whoever asks first may need no gradient, and the next one may.
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             return SparseMatrix.from_rows(vertices, cells.weights, self.num_vertices, native=self.native)
 
     @cached_property

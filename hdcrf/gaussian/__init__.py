@@ -1,6 +1,6 @@
 """Gaussian CRFs: exact inference by solving a linear system, from neighbouring pixels to whole videos."""
 
-from hdcrf.gaussian.affinity import affinity, affinity_loss
+from hdcrf.gaussian.affinity import affinity
 from hdcrf.gaussian.bilateral_solver import BilateralSolver, bilateral_solve
 from hdcrf.gaussian.classic_solvers import gauss_seidel, gmres, jacobi
 from hdcrf.gaussian.conjugate_gradient import (
@@ -13,7 +13,7 @@ from hdcrf.gaussian.contexts import video_in_contexts
 from hdcrf.gaussian.grid_terms import GridTerms
 from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
 from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
-from hdcrf.gaussian.losses import margin_loss, similarity_loss
+from hdcrf.gaussian.losses import affinity_loss, margin_loss, similarity_loss
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
 from hdcrf.gaussian.mean_field_network import (
     GaussianMeanFieldNetwork,

@@ -352,7 +352,7 @@ class BilateralSolver(nn.Module):
             operator,
             values.movedim(1, -1).reshape(-1, channels),
             trust.movedim(1, -1).reshape(-1, trust.shape[1]),
-            smoothness=self.smoothness,
+            smoothness=self.smoothness.to(values),
             tolerance=self.tolerance,
             max_iterations=self.max_iterations,
             on_failure=self.on_failure,

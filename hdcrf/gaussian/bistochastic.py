@@ -19,8 +19,8 @@ class Bistochastic:
     """The kernel Ŵ = diag(n) W diag(n), whose rows and columns sum to one, and its Laplacian D̂ - Ŵ.
 
     W = ½ (K + Kᵀ) is the symmetric part of a Gaussian filter K, and n > 0 the scale for which n ∘ (W n) = 1,
-    by the iteration n ← n ∘ (n ∘ (W n))^-p. D̂ = n ∘ (W n) are the row sums as they are, so that the Laplacian
-    of a constant is zero up to rounding, however close to one they came.
+    by the iteration n ← n ∘ (n ∘ (W n))^-p. D̂ = n ∘ (W n) are the row sums as they are, so that the
+    Laplacian of a constant is zero up to rounding, however close to one they came.
 
     Args:
         operator: K, over N points.

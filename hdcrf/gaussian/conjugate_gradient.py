@@ -156,7 +156,10 @@ def conjugate_gradient(
     )
     with torch.no_grad():
         inverse_diagonal = None if diagonal is None else _reciprocal(checked_diagonal(diagonal, b), remedy)
-        return _solve(product, b, inverse_diagonal, start, limit, most, on_failure, remedy)
+        size = magnitude(b, (-1,))
+        start = None if start is None else start / size
+        found = _solve(product, b / size, inverse_diagonal, start, limit, most, on_failure, remedy)
+        return Solution(found.x * size, found.iterations, found.residual, found.converged)
 
 
 def checked_diagonal(diagonal: object, b: Tensor) -> Tensor:
@@ -172,6 +175,16 @@ def checked_diagonal(diagonal: object, b: Tensor) -> Tensor:
         )
     check_finite("diagonal", tensor)
     return tensor.detach()
+
+
+def magnitude(vectors: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the power of two below the largest entry along some dimensions, kept as 1; 1 where all are 0.
+
+    Divided by it, entries of any size have squares that neither overflow nor vanish, and no bit changes.
+    """
+    largest = vectors.abs().amax(dims, keepdim=True)
+    _, exponent = torch.frexp(largest)
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent - 1), 1)
 
 
 def _reciprocal(diagonal: Tensor, remedy: str) -> Tensor:

@@ -42,21 +42,23 @@ def video_in_contexts(
     check_count("context", context, 1)
     check_count("overlap", overlap, 0, context - 1)
     for name, value in (("unary", unary), ("features", features)):
-        if check_tensor(name, value).dim() != 5:
-            raise ValueError(f"`{name}` must have shape (B, channels, T, H, W), got {tuple(value.shape)}")
+        if check_tensor(name, value).dim() != 5 or 0 in value.shape:
+            raise ValueError(
+                f"`{name}` must have shape (B, channels, T, H, W) with no size of 0, got {tuple(value.shape)}"
+            )
     frames = unary.shape[2]
     if features.shape[2] != frames:
         raise ValueError(f"`features` must have the {frames} frames of `unary`, got {features.shape[2]}")
-    total = torch.zeros_like(unary)
+    total = torch.zeros_like(unary, dtype=torch.promote_types(unary.dtype, torch.float32))
     times = [0] * frames
     for start in _starts(frames, context, context - overlap):
         part = slice(start, min(start + context, frames))
         scores = crf(unary[:, :, part], features[:, :, part])
-        # Not in place: earlier sums may be needed for gradients.
-        total = torch.cat([total[:, :, :start], total[:, :, part] + scores, total[:, :, part.stop :]], 2)
+        total[:, :, part] += scores
         for frame in range(part.start, part.stop):
             times[frame] += 1
-    return total / torch.tensor(times, dtype=unary.dtype, device=unary.device)[:, None, None]
+    counts = torch.tensor(times, dtype=total.dtype, device=total.device)
+    return (total / counts[:, None, None]).to(unary.dtype)
 
 
 def _starts(frames: int, context: int, step: int) -> list[int]:

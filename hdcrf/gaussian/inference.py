@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     Solution,
     check_solver_options,
     conjugate_gradient,
+    magnitude,
 )
 from hdcrf.gaussian.linear_system import SymmetricMatrix, implicit_solution
 from hdcrf.gaussian.potts import PottsMatrix
@@ -23,6 +24,7 @@ from voxel.checks import (
     check_finite,
     check_flag,
     check_floating,
+    check_held,
     check_positive,
     check_same_kind,
 )
@@ -69,12 +71,12 @@ class PairwiseTerms(SymmetricMatrix):
         """Return scores (B, L, P) in the shape that the unary terms came in."""
         return scores.reshape(*scores.shape[:2], *(self.grid or ()))
 
-    def direct_solver(self, shift: Tensor, factor: float) -> Solver | None:
-        """Return a solver of (shift + factor · M) x = b that does not iterate; None if there is none.
+    def direct_solvers(self, shift: Tensor, factors: Sequence[float]) -> list[Solver] | None:
+        """Return for each factor a solver of (shift + factor · M) x = b that does not iterate; None if none.
 
         Args:
             shift: (B, 1) or (B, n).
-            factor: A number.
+            factors: Numbers.
         """
         return None
 
@@ -195,14 +197,22 @@ def _solved(
     diagonal = shift + matrix.margin() if guarantee else shift  # (1, 1), (B, 1) or (B, n)
     b = flat.flatten(1)[:, None]  # (B, 1, n)
     direct = method == "direct" or (method == "auto" and terms.prefers_direct())
-    if isinstance(matrix, PottsMatrix):
-        solver = _potts_solver(terms, matrix, diagonal.detach(), direct, precondition, options)
+    shared = isinstance(matrix, PottsMatrix)
+    labels = flat.shape[1]
+    # Of the sum over labels, and of each label; with a single label its score is the sum.
+    factors = [1.0] if not shared else [labels - 1.0, -1.0][:labels]
+    shift = diagonal.detach()
+    if shared and shift.shape[1] > 1:
+        shift = shift[:, : terms.num_pixels]  # the same for all labels
+    if direct:
+        solvers = terms.direct_solvers(shift, factors)
+        if solvers is None:
+            raise ValueError(
+                f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
+            )
     else:
-        solver = _solver(terms, diagonal.detach(), 1.0, direct, precondition, options)
-    if solver is None:
-        raise ValueError(
-            f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
-        )
+        solvers = [_iterative_solver(terms, shift, factor, precondition, options) for factor in factors]
+    solver = solvers[0] if len(solvers) == 1 else _potts_solver(terms, labels, shift, solvers, options)
     solver = _verified(solver, terms.like.dtype, options)
     with torch.no_grad():
         found = solver(b.detach())
@@ -228,9 +238,7 @@ def _verified(solver: Solver, dtype: torch.dtype, options: dict[str, Any]) -> So
     limit = _DRIFT * check_solver_options(dtype, options["tolerance"])
 
     def verified(b: Tensor) -> Solution:
-        # Entries of any size: their squares must neither overflow nor vanish.
-        size = b.abs().amax((1, 2), keepdim=True)
-        size = torch.where(size > 0, size, 1)
+        size = magnitude(b, (1, 2))
         found = solver(b / size)
         good = found.residual <= limit
         if not bool((good | ~found.converged).all()):
@@ -247,23 +255,16 @@ def _verified(solver: Solver, dtype: torch.dtype, options: dict[str, Any]) -> So
     return verified
 
 
-def _solver(
-    terms: PairwiseTerms,
-    diagonal: Tensor,
-    factor: float,
-    direct: bool,
-    precondition: bool,
-    options: dict[str, Any],
-) -> Solver | None:
-    """Return a solver of (diagonal + factor · M) x = b for b (B, R, n)."""
-    if direct:
-        return terms.direct_solver(diagonal, factor)
+def _iterative_solver(
+    terms: PairwiseTerms, shift: Tensor, factor: float, precondition: bool, options: dict[str, Any]
+) -> Solver:
+    """Return a solver of (shift + factor · M) x = b for b (B, R, n), by conjugate gradient."""
     multiply = terms.prepared()
-    entries = (diagonal + factor * terms.diagonal().detach())[:, None] if precondition else None
+    entries = (shift + factor * terms.diagonal().detach())[:, None] if precondition else None
 
     def product(x: Tensor) -> Tensor:
         products = multiply(x)
-        return torch.addcmul(products if factor == 1 else products.mul_(factor), diagonal[:, None], x)
+        return torch.addcmul(products if factor == 1 else products.mul_(factor), shift[:, None], x)
 
     def solver(b: Tensor) -> Solution:
         return conjugate_gradient(product, b, diagonal=entries, remedy=_REMEDY, **options)
@@ -273,38 +274,40 @@ def _solver(
 
 def _potts_solver(
     terms: PairwiseTerms,
-    matrix: PottsMatrix,
-    diagonal: Tensor,
-    direct: bool,
-    precondition: bool,
+    labels: int,
+    shift: Tensor,
+    solvers: Sequence[Solver],
     options: dict[str, Any],
-) -> Solver | None:
-    """Return a solver of the Potts system for b (B, 1, L·P), by L + 1 systems over pixels."""
-    labels, pixels = matrix.num_labels, terms.num_pixels
-    shared = diagonal if diagonal.shape[1] == 1 else diagonal[:, :pixels]  # the same for all labels
-    of_sum = _solver(terms, shared, labels - 1.0, direct, precondition, options)
-    if labels == 1:  # whose score is the sum
-        return of_sum
-    of_label = _solver(terms, shared, -1.0, direct, precondition, options)
-    if of_sum is None or of_label is None:
-        return None
+) -> Solver:
+    """Return a solver of the Potts system for b (B, 1, L·P), by those of the sum over labels and of each."""
+    of_sum, of_label = solvers
     multiply = terms.prepared()
+    limit = _DRIFT / 10 * check_solver_options(terms.like.dtype, options["tolerance"])
 
-    def solver(b: Tensor) -> Solution:
-        parts = b.reshape(-1, labels, pixels)
+    def in_two_steps(parts: Tensor) -> Solution:
         total = of_sum(parts.sum(1, keepdim=True))
         single = of_label(parts - multiply(total.x))
-        x = single.x
+        iterations = total.iterations + single.iterations.amax(1, keepdim=True)
+        converged = total.converged & single.converged.all(1, keepdim=True)
+        return Solution(single.x, iterations, single.residual, converged)
+
+    def left_of(parts: Tensor, x: Tensor) -> Tensor:
         products = multiply(x)
-        left = parts - shared[:, None] * x - (products.sum(1, keepdim=True) - products)
+        return parts - shift[:, None] * x - (products.sum(1, keepdim=True) - products)
+
+    def solver(b: Tensor) -> Solution:
+        parts = b.reshape(-1, labels, terms.num_pixels)
         scale = torch.linalg.vector_norm(parts, dim=(1, 2))
-        relative = torch.linalg.vector_norm(left, dim=(1, 2)) / torch.where(scale > 0, scale, 1)
-        return Solution(
-            x.reshape(b.shape),
-            total.iterations + single.iterations.amax(1, keepdim=True),
-            relative[:, None],
-            total.converged & single.converged.all(1, keepdim=True),
-        )
+        scale = torch.where(scale > 0, scale, 1)
+        found = in_two_steps(parts)
+        x, iterations = found.x, found.iterations
+        left = left_of(parts, x)
+        relative = torch.linalg.vector_norm(left, dim=(1, 2)) / scale
+        if bool((relative > limit).any()):  # of which each step knows only its own part
+            more = in_two_steps(left)
+            x, iterations = x + more.x, iterations + more.iterations
+            relative = torch.linalg.vector_norm(left_of(parts, x), dim=(1, 2)) / scale
+        return Solution(x.reshape(b.shape), iterations, relative[:, None], found.converged)
 
     return solver
 
@@ -332,12 +335,14 @@ def _checked_unary(terms: PairwiseTerms, unary: Any, name: str = "unary") -> Ten
 def checked_weight(name: str, value: object, like: Tensor) -> Tensor:
     """Return a positive number, or a tensor that holds one, as a (1, 1) tensor of the kind of `like`."""
     if not isinstance(value, Tensor):
-        return like.new_full((1, 1), check_positive(name, value))
+        value = like.new_full((1, 1), check_positive(name, value))
     tensor = check_floating(name, value)
     if tensor.numel() != 1:
         raise ValueError(f"`{name}` must be one number, got shape {tuple(tensor.shape)}")
+    check_held(name, tensor)
+    tensor = tensor.reshape(1, 1).to(like)
     check_positive(name, float(tensor.detach()))
-    return tensor.reshape(1, 1).to(like)
+    return tensor
 
 
 def checked_scores(

@@ -47,6 +47,7 @@ class GaussianCRF(nn.Module, ABC):
     """
 
     _guarantee = False  # whether `solve` must add what makes the system positive definite
+    _dimension = 2  # of the grid
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class GaussianCRF(nn.Module, ABC):
     def infer(self, unary: Tensor, features: Tensor) -> Solution:
         """Return what `forward` does, with the iterations, residual and convergence of each item."""
         working = working_precision(unary, "unary")
-        self._check_features(features, working)
+        self._check_inputs(working, features)
         solution = solve(
             self.terms(features.to(working.dtype)),
             working * self.regularization,
@@ -118,7 +119,14 @@ class GaussianCRF(nn.Module, ABC):
         x = solution.x.to(unary.dtype)
         return Solution(x, solution.iterations, solution.residual, solution.converged)
 
-    def _check_features(self, features: object, unary: Tensor) -> None:
+    def _check_inputs(self, unary: Tensor, features: object) -> None:
+        axes = "T, H, W" if self._dimension == 3 else "H, W"
+        wrong = unary.dim() != 2 + self._dimension or unary.shape[1:2] != (self.num_labels,)
+        if wrong or 0 in unary.shape:
+            raise ValueError(
+                f"`unary` must have shape (B, {self.num_labels}, {axes}) with no size of 0, "
+                f"got {tuple(unary.shape)}"
+            )
         tensor = check_tensor("features", features)
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"`features` must be floating, got {tensor.dtype}; convert it with .float()")
@@ -171,7 +179,7 @@ class SparseGaussianCRF(GaussianCRF):
         **options: Any,
     ) -> None:
         super().__init__(num_labels, feature_channels, potts=potts, **options)
-        if connectivity not in OFFSETS:
+        if check_count("connectivity", connectivity, 4) not in OFFSETS:
             raise ValueError(
                 f"`connectivity` must be one of {', '.join(map(str, OFFSETS))}, got {connectivity!r}"
             )
@@ -287,6 +295,8 @@ class VideoGaussianCRF(_EmbeddingCRF):
 
     Reference: Chandra, Couprie and Kokkinos, CVPR 2018; Chandra 2018, chapter 4.
     """
+
+    _dimension = 3
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product, Solution
+from voxel.precision import full_precision
 
 __all__ = ["SymmetricMatrix", "implicit_solution"]
 
@@ -59,12 +60,36 @@ class _InverseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, solver: Callable[[Tensor], Solution]) -> Tensor:
         ctx.solver = solver
+        ctx.save_for_backward(residual)
         return torch.zeros_like(residual)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @full_precision
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.solver(gradient.contiguous()).x, None
+        with torch.no_grad():
+            # A gradient that overflowed must come out as one, for a scaler of gradients to see.
+            finite = torch.isfinite(gradient).all(-1, keepdim=True)
+            solved = ctx.solver(torch.where(finite, gradient, 0).contiguous()).x
+            solved = torch.where(finite, solved, torch.nan)
+        if torch.is_grad_enabled():
+            (residual,) = ctx.saved_tensors
+            solved = _OnceDifferentiable.apply(solved, residual)  # type: ignore[no-untyped-call]
+        return solved, None
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """A gradient as it is, tied to what it depends on, so that a second derivative is refused, not wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, residual: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(
+            "solutions of a Gaussian CRF are differentiable once: their gradients come from another solve, "
+            "which is not differentiated"
+        )
 
 
 def implicit_solution(

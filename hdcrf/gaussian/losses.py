@@ -1,4 +1,4 @@
-"""What trains a Gaussian CRF network: a margin between labels, and similarities that tell them apart."""
+"""What trains Gaussian CRFs: a margin between labels; similarities and embeddings that tell them apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hdcrf.gaussian.bipartite_grid import connections_of, pairs
 from voxel.checks import INTEGER_DTYPES, check_count, check_finite, check_number, check_tensor
 from voxel.precision import full_precision
 
-__all__ = ["margin_loss", "similarity_loss"]
+__all__ = ["affinity_loss", "margin_loss", "similarity_loss"]
 
 
 @full_precision
@@ -90,6 +90,83 @@ def similarity_loss(
         counted[:, connection][upper] = known[upper] & known[lower]
         alike[:, connection][upper] = labels[upper] == labels[lower]
     return _mean(torch.where(alike, -s, functional.relu(s - limit)), counted)
+
+
+@full_precision
+def affinity_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    threshold: float | Tensor = 0.0,
+    pairs: int = 4096,
+    ignore_index: int = -1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return a cross-entropy that makes the terms of the true labels of two pixels the least.
+
+    For random pairs of labelled pixels p, q of an item, the labels' terms ⟨e_p(l), e_q(m)⟩, as costs, are the
+    negative logits of a choice among all L² pairs of labels. Where labels share the terms, disagreement costs
+    ⟨ψ_p, ψ_q⟩ and agreement a threshold, and the choice is between the two. This is the second phase of the
+    training in Chandra 2018, sections 3.3 and 4.3: after the unary network's, and before both are trained
+    together.
+
+    Args:
+        embeddings: (B, D, L, *S), or (B, D, *S) where labels share them, with S of as many axes as in
+            `labels`. For the temporal embeddings of a video S is (T, H, W); for the spatial ones, give frames
+            as items.
+        labels: (B, *S) integers.
+        threshold: Of shared terms, that above which two pixels are taken to be of one label. It can be
+            learned, as it must where embeddings are probabilities, along with a factor on them.
+        pairs: How many pairs to draw for each item, uniformly, with replacement.
+        ignore_index: Pixels of this label are in no pair.
+        generator: Of random numbers, on the labels' device.
+
+    Returns:
+        The mean over pairs, a scalar; 0 if no item has a labelled pixel.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes do not match, an entry is not finite, or a label is out of range.
+
+    Differentiable in the embeddings.
+    """
+    e = working_precision(embeddings, "embeddings")
+    check_finite("embeddings", e)
+    check_count("pairs", pairs, 1)
+    axes = check_tensor("labels", labels).dim() - 1
+    shared = e.dim() == axes + 2
+    if e.dim() not in (axes + 2, axes + 3) or axes < 1 or 0 in e.shape:
+        raise ValueError(
+            "`embeddings` must have shape (B, D, L, *S), or (B, D, *S) where labels share them, with no size "
+            f"of 0, for `labels` (B, *S), got {tuple(e.shape)} and {tuple(labels.shape)}"
+        )
+    count = 1 if shared else e.shape[2]
+    known, truth = _checked_labels(
+        labels, (e.shape[0], *e.shape[-axes:]), e, "embeddings", ignore_index, None if shared else count
+    )
+    known, truth = known.flatten(1), truth.flatten(1)
+    rows = known.any(1).nonzero()[:, 0]
+    if len(rows) == 0:
+        return e.sum() * 0
+    # The n-th of the labelled pixels of each item, for random n: these come first when sorted.
+    order = known[rows].to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    numbers = torch.rand((2, len(rows), pairs), generator=generator, device=e.device, dtype=torch.float64)
+    picks = (numbers * known[rows].sum(1)[:, None]).long()
+    first, second = (order.gather(1, pick) for pick in picks)
+    left, right = truth[rows].gather(1, first), truth[rows].gather(1, second)
+    if shared:
+        e = e.flatten(2)[rows]  # (b, D, P)
+        products = (_at(e, first) * _at(e, second)).sum(1) - threshold
+        return functional.binary_cross_entropy_with_logits(products, (left == right).to(products))
+    e = e.flatten(3)[rows].flatten(1, 2)  # (b, D·L, P)
+    parts = [_at(e, index).reshape(len(e), -1, count, pairs) for index in (first, second)]
+    costs = torch.einsum("bdlp,bdmp->blmp", *parts)  # (b, L, L, pairs)
+    return functional.cross_entropy(-costs.flatten(1, 2), left * count + right)
+
+
+def _at(embeddings: Tensor, index: Tensor) -> Tensor:
+    """Return embeddings (b, D, P) at the pixels (b, pairs)."""
+    return embeddings.gather(2, index[:, None].expand(-1, embeddings.shape[1], -1))
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -73,27 +73,25 @@ class LowRankTerms(PairwiseTerms):
         eigenvalues: Tensor = torch.linalg.eigvalsh(_gram(self.embeddings))
         return eigenvalues[:, -1:]
 
-    @cached_property
-    def _gram(self) -> Tensor:
-        """E Eᵀ, without gradients: to be used by several solvers."""
-        return _gram(self.embeddings.detach())
-
     def prefers_direct(self) -> bool:
         """Return whether E has few enough dimensions: n·D² operations at once, not 2·n·D an iteration."""
         return min(self.embeddings.shape[1:]) <= 256
 
-    def direct_solver(self, shift: Tensor, factor: float) -> Solver | None:
-        """Return a solver of (shift + factor · EᵀE) x = b for b (B, R, n), by a system of D unknowns.
+    def direct_solvers(self, shift: Tensor, factors: Sequence[float]) -> list[Solver] | None:
+        """Return for each factor a solver of (shift + factor · EᵀE) x = b for b (B, R, n).
 
-        x = (b - factor · Eᵀ (shift + factor · EEᵀ)⁻¹ E b) / shift, the formula of Woodbury, and once more for
-        what is left of b where that is more than conjugate gradient would leave. None if `shift` is not one
-        number an item.
+        x = (b - factor · Eᵀ (shift + factor · EEᵀ)⁻¹ E b) / shift, the formula of Woodbury, a system of D
+        unknowns; and once more for what is left of b where that is more than conjugate gradient would leave.
+        None if `shift` is not one number an item.
         """
         if shift.shape[1] != 1:
             return None
-        e = self.embeddings.detach()
+        gram = _gram(self.embeddings.detach())
         shift = shift.expand(self.batch_size, 1)[..., None]  # (B, 1, 1)
-        gram = self._gram
+        return [self._direct_solver(gram, shift, factor) for factor in factors]
+
+    def _direct_solver(self, gram: Tensor, shift: Tensor, factor: float) -> Solver:
+        e = self.embeddings.detach()
         system = factor * gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factors, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
@@ -124,11 +122,19 @@ class LowRankTerms(PairwiseTerms):
         return solver
 
     def _indefinite(self, gram: Tensor, shift: Tensor, factor: float, item: int) -> NotPositiveDefiniteError:
+        value = (
+            f"the system of item {item} is not positive definite: `regularization` is "
+            f"{float(shift[item]):.4g}"
+        )
+        if factor > 0 or not bool(torch.isfinite(gram).all()):
+            return NotPositiveDefiniteError(
+                f"{value}, too small beside embeddings up to {float(self.embeddings.abs().max()):.4g} for "
+                f"{gram.dtype}; increase it, scale the embeddings down, or compute in float64"
+            )
         largest = abs(factor) * float(torch.linalg.eigvalsh(gram[item])[-1])
         return NotPositiveDefiniteError(
-            f"the system of item {item} is not positive definite: `regularization` is "
-            f"{float(shift[item]):.4g}, and must be above {largest:.4g}, the largest eigenvalue of what "
-            "labels share; increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
+            f"{value}, and must be above {largest:.4g}, the largest eigenvalue of what labels share; "
+            "increase it, scale the embeddings down, or let `guarantee=True` add what is needed"
         )
 
 
