@@ -5,7 +5,7 @@
     python benchmarks/gaussian_crf.py --only dimensions  one: dimensions, sizes, methods, video or memory
 
 Inference with general and with shared (Potts) embeddings, 21 labels, at an eighth of the image's resolution,
-in float32, one image. Embeddings are random and positive with a spectrum that falls by powers (the k-th
+in float32, one image. Embeddings are normal random numbers with a spectrum that falls by powers (the k-th
 dimension is drawn k^-½ times as large), scaled so that the largest eigenvalue of the terms is 9 λ for general
 ones, and 0.9 λ for shared ones, whose eigenvalues must stay below λ. Every solution is checked before it is
 timed: its residual, computed anew, is at most 1e-5. Runs of the two alternate; figures are medians.
@@ -58,7 +58,7 @@ def embeddings(dimensions: int, pixels: int, shared: bool) -> Tensor:
     """Return embeddings (1, D, [L,] h, w) with a falling spectrum, scaled as the head of this file says."""
     generator = torch.Generator().manual_seed(dimensions)
     shape = (1, dimensions, *(() if shared else (LABELS,)), pixels, pixels)
-    drawn = torch.rand(shape, generator=generator)
+    drawn = torch.randn(shape, generator=generator)
     drawn *= torch.arange(1, dimensions + 1).pow(-0.5).view(-1, *[1] * (len(shape) - 2))
     return drawn.mul_((0.9 if shared else 9) ** 0.5 / largest_singular_value(drawn.flatten(2)[0]))
 
@@ -206,10 +206,8 @@ def video_product(spatial: Tensor, temporal: Tensor, vectors: Tensor, cached: bo
     total = sum(sums)
     blocks = []
     for t in frames:
-        if cached:
-            others = total - sums[t]
-        else:
-            others = sum(temporal[u] @ vectors[u] for u in frames if u != t)
+        anew = [] if cached else [temporal[u] @ vectors[u] for u in frames if u != t]
+        others = total - sums[t] if cached else sum(anew)
         blocks.append(spatial[t].T @ (spatial[t] @ vectors[t]) + temporal[t].T @ others)
     return torch.stack(blocks)
 

@@ -10,6 +10,7 @@ from oracles import relative_error
 
 import voxel.backend
 from hdcrf.gaussian import GridTerms, MultiResolutionTerms, NotPositiveDefiniteError, energy, solve
+from tests.oracles import solved
 
 NEIGHBOURS = {
     4: [(0, 1), (1, 0)],
@@ -98,8 +99,7 @@ def safe_shift(matrix):
 
 def direct(matrix, flat):
     """Solve densely in float64 for (B, ...) right-hand sides."""
-    solution = torch.linalg.solve(matrix.double(), flat.double().flatten(1)[..., None])[..., 0]
-    return solution.reshape(flat.shape)
+    return solved(matrix.double(), flat.double().flatten(1)).reshape(flat.shape)
 
 
 @pytest.fixture(params=["compiled", "plain"])

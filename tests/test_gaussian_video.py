@@ -15,6 +15,7 @@ from hdcrf.gaussian import (
     video_in_contexts,
 )
 from hdcrf.gaussian.video_terms import temporal_neighbours
+from tests.oracles import solved
 
 FRAMES, HEIGHT, WIDTH = 6, 1, 3
 APART = {"2": (1,), "4": (1, 2), "6ms": (1, 2, 4), "full": range(1, FRAMES)}
@@ -61,7 +62,7 @@ def test_equals_the_dense_solution(neighbourhood, shared, dtype):
     assert torch.linalg.eigvalsh(a).min() < -0.1  # indefinite by itself
     assert min(torch.linalg.eigvalsh(b).min() for b in (a + margin, bound + a, bound - a)) > -1e-5
     system = a + margin + 0.5 * torch.eye(a.shape[1], dtype=torch.float64)
-    exact = torch.linalg.solve(system, unary.double().flatten(1)[..., None])[..., 0].view(unary.shape)
+    exact = solved(system, unary.double().flatten(1)).view(unary.shape)
     for precondition in (False, True):
         solution = solve(terms, unary, regularization=0.5, guarantee=True, precondition=precondition)
         assert float((solution.x - exact).norm() / exact.norm()) < TOLERANCE[dtype]

@@ -100,9 +100,12 @@ def solve(
     """Return the scores x that minimise the energy ½ xᵀ(A + λI)x - bᵀx, that is (A + λI) x = b.
 
     Where labels share the terms Ψ, A is that of a Potts model, and the solution comes from L + 1 systems over
-    pixels in place of one over pixels and labels (Chandra 2018, eqs. 2.17 and 2.18):
+    pixels in place of one over pixels and labels: for the mean over labels, and for what each label has
+    beyond it,
 
-        (λI + (L - 1) Ψ) s = Σ_k b_k,      (λI - Ψ) x_k = b_k - Ψ s.
+        (λI + (L - 1) Ψ) x̄ = b̄,      (λI - Ψ) (x_k - x̄) = b_k - b̄.
+
+    These are eqs. 2.17 and 2.18 of Chandra 2018, taken apart so that none waits for another.
 
     Args:
         terms: The pairwise terms, A or Ψ.
@@ -120,7 +123,7 @@ def solve(
 
     Returns:
         A `Solution`: x in the unary's shape, and for each item of the batch (B,) the iterations (of a Potts
-        model those of both steps, 0 if direct), the relative residual, and whether it converged.
+        model the most of its systems, 0 if direct), the relative residual, and whether it converged.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -197,22 +200,14 @@ def _solved(
     diagonal = shift + matrix.margin() if guarantee else shift  # (1, 1), (B, 1) or (B, n)
     b = flat.flatten(1)[:, None]  # (B, 1, n)
     direct = method == "direct" or (method == "auto" and terms.prefers_direct())
-    shared = isinstance(matrix, PottsMatrix)
-    labels = flat.shape[1]
-    # Of the sum over labels, and of each label; with a single label its score is the sum.
-    factors = [1.0] if not shared else [labels - 1.0, -1.0][:labels]
     shift = diagonal.detach()
-    if shared and shift.shape[1] > 1:
+    if isinstance(matrix, PottsMatrix):
         shift = shift[:, : terms.num_pixels]  # the same for all labels
-    if direct:
-        solvers = terms.direct_solvers(shift, factors)
-        if solvers is None:
-            raise ValueError(
-                f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
-            )
+        solver = _potts_solver(terms, flat.shape[1], shift, direct, precondition, options)
+    elif direct:
+        (solver,) = _direct_solvers(terms, shift, [1.0])
     else:
-        solvers = [_iterative_solver(terms, shift, factor, precondition, options) for factor in factors]
-    solver = solvers[0] if len(solvers) == 1 else _potts_solver(terms, labels, shift, solvers, options)
+        solver = _iterative_solver(terms, shift, shift.new_ones(1), precondition, options)
     solver = _verified(solver, terms.like.dtype, options)
     with torch.no_grad():
         found = solver(b.detach())
@@ -255,16 +250,27 @@ def _verified(solver: Solver, dtype: torch.dtype, options: dict[str, Any]) -> So
     return verified
 
 
+def _direct_solvers(terms: PairwiseTerms, shift: Tensor, factors: Sequence[float]) -> list[Solver]:
+    solvers = terms.direct_solvers(shift, factors)
+    if solvers is None:
+        raise ValueError(
+            f"`method='direct'` has no solution for {type(terms).__name__}; use 'conjugate_gradient'"
+        )
+    return solvers
+
+
 def _iterative_solver(
-    terms: PairwiseTerms, shift: Tensor, factor: float, precondition: bool, options: dict[str, Any]
+    terms: PairwiseTerms, shift: Tensor, factors: Tensor, precondition: bool, options: dict[str, Any]
 ) -> Solver:
-    """Return a solver of (shift + factor · M) x = b for b (B, R, n), by conjugate gradient."""
+    """Return a solver of (shift + factor · M) x = b, for b (B, R, n) with a factor for each of R."""
     multiply = terms.prepared()
-    entries = (shift + factor * terms.diagonal().detach())[:, None] if precondition else None
+    factors = factors[:, None]
+    entries = shift[:, None] + factors * terms.diagonal().detach()[:, None] if precondition else None
+    plain = bool((factors == 1).all())
 
     def product(x: Tensor) -> Tensor:
         products = multiply(x)
-        return torch.addcmul(products if factor == 1 else products.mul_(factor), shift[:, None], x)
+        return torch.addcmul(products if plain else products.mul_(factors), shift[:, None], x)
 
     def solver(b: Tensor) -> Solution:
         return conjugate_gradient(product, b, diagonal=entries, remedy=_REMEDY, **options)
@@ -276,40 +282,51 @@ def _potts_solver(
     terms: PairwiseTerms,
     labels: int,
     shift: Tensor,
-    solvers: Sequence[Solver],
+    direct: bool,
+    precondition: bool,
     options: dict[str, Any],
 ) -> Solver:
-    """Return a solver of the Potts system for b (B, 1, L·P), by those of the sum over labels and of each."""
-    of_sum, of_label = solvers
-    multiply = terms.prepared()
-    limit = _DRIFT / 10 * check_solver_options(terms.like.dtype, options["tolerance"])
+    """Return a solver of the Potts system for b (B, 1, L·P), by L + 1 systems over pixels.
 
-    def in_two_steps(parts: Tensor) -> Solution:
-        total = of_sum(parts.sum(1, keepdim=True))
-        single = of_label(parts - multiply(total.x))
-        iterations = total.iterations + single.iterations.amax(1, keepdim=True)
-        converged = total.converged & single.converged.all(1, keepdim=True)
-        return Solution(single.x, iterations, single.residual, converged)
-
-    def left_of(parts: Tensor, x: Tensor) -> Tensor:
-        products = multiply(x)
-        return parts - shift[:, None] * x - (products.sum(1, keepdim=True) - products)
+    A acts on scores that are the same for all labels as (L - 1) Ψ, and on those that sum to zero over labels
+    as -Ψ. So the mean over labels and the rest are solved for by themselves, all at once.
+    """
+    factors = [labels - 1.0, -1.0]
+    if direct:
+        of_mean, of_rest = _direct_solvers(terms, shift, factors if labels > 1 else [0.0, 0.0])
+    else:
+        each = shift.new_tensor([factors[0], *[factors[1]] * labels])
+        together = _iterative_solver(terms, shift, each if labels > 1 else each * 0, precondition, options)
 
     def solver(b: Tensor) -> Solution:
         parts = b.reshape(-1, labels, terms.num_pixels)
-        scale = torch.linalg.vector_norm(parts, dim=(1, 2))
-        scale = torch.where(scale > 0, scale, 1)
-        found = in_two_steps(parts)
-        x, iterations = found.x, found.iterations
-        left = left_of(parts, x)
-        relative = torch.linalg.vector_norm(left, dim=(1, 2)) / scale
-        if bool((relative > limit).any()):  # of which each step knows only its own part
-            more = in_two_steps(left)
-            x, iterations = x + more.x, iterations + more.iterations
-            relative = torch.linalg.vector_norm(left_of(parts, x), dim=(1, 2)) / scale
-        return Solution(x.reshape(b.shape), iterations, relative[:, None], found.converged)
+        mean = parts.mean(1, keepdim=True)
+        rest = parts - mean
+        if direct:
+            first, second = of_mean(mean), of_rest(rest)
+            found = Solution(
+                *(torch.cat(pair, 1) for pair in zip(_fields(first), _fields(second), strict=True))
+            )
+        else:
+            found = together(torch.cat([mean, rest], 1))
+        # Rounding must not leave a mean to what has none: A may be much larger there.
+        x = found.x[:, :1] + found.x[:, 1:] - found.x[:, 1:].mean(1, keepdim=True)
+        # The residuals of the two are orthogonal, and the mean counts for each label.
+        sizes = torch.linalg.vector_norm(torch.cat([mean * labels**0.5, rest], 1), dim=2)
+        whole = torch.linalg.vector_norm(sizes, dim=1, keepdim=True)
+        left = torch.linalg.vector_norm(found.residual * sizes, dim=1, keepdim=True)
+        return Solution(
+            x.reshape(b.shape),
+            found.iterations.amax(1, keepdim=True),
+            left / torch.where(whole > 0, whole, 1),
+            found.converged.all(1, keepdim=True),
+        )
 
     return solver
+
+
+def _fields(solution: Solution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return solution.x, solution.iterations, solution.residual, solution.converged
 
 
 def _check_terms(terms: object) -> None:
