@@ -105,7 +105,7 @@ def solve(
 
         (λI + (L - 1) Ψ) x̄ = b̄,      (λI - Ψ) (x_k - x̄) = b_k - b̄.
 
-    These are eqs. 2.17 and 2.18 of Chandra 2018, taken apart so that none waits for another.
+    These are eqs. 2.17 and 2.18 of Chandra 2018, taken apart so that neither waits for the other.
 
     Args:
         terms: The pairwise terms, A or Ψ.
@@ -207,7 +207,7 @@ def _solved(
     elif direct:
         (solver,) = _direct_solvers(terms, shift, [1.0])
     else:
-        solver = _iterative_solver(terms, shift, shift.new_ones(1), precondition, options)
+        solver = _iterative_solver(terms, shift, 1.0, precondition, options)
     solver = _verified(solver, terms.like.dtype, options)
     with torch.no_grad():
         found = solver(b.detach())
@@ -260,17 +260,15 @@ def _direct_solvers(terms: PairwiseTerms, shift: Tensor, factors: Sequence[float
 
 
 def _iterative_solver(
-    terms: PairwiseTerms, shift: Tensor, factors: Tensor, precondition: bool, options: dict[str, Any]
+    terms: PairwiseTerms, shift: Tensor, factor: float, precondition: bool, options: dict[str, Any]
 ) -> Solver:
-    """Return a solver of (shift + factor · M) x = b, for b (B, R, n) with a factor for each of R."""
+    """Return a solver of (shift + factor · M) x = b for b (B, R, n), by conjugate gradient."""
     multiply = terms.prepared()
-    factors = factors[:, None]
-    entries = shift[:, None] + factors * terms.diagonal().detach()[:, None] if precondition else None
-    plain = bool((factors == 1).all())
+    entries = (shift + factor * terms.diagonal().detach())[:, None] if precondition else None
 
     def product(x: Tensor) -> Tensor:
         products = multiply(x)
-        return torch.addcmul(products if plain else products.mul_(factors), shift[:, None], x)
+        return torch.addcmul(products if factor == 1 else products.mul_(factor), shift[:, None], x)
 
     def solver(b: Tensor) -> Solution:
         return conjugate_gradient(product, b, diagonal=entries, remedy=_REMEDY, **options)
@@ -289,44 +287,37 @@ def _potts_solver(
     """Return a solver of the Potts system for b (B, 1, L·P), by L + 1 systems over pixels.
 
     A acts on scores that are the same for all labels as (L - 1) Ψ, and on those that sum to zero over labels
-    as -Ψ. So the mean over labels and the rest are solved for by themselves, all at once.
+    as -Ψ. So the mean over labels and what each has beyond it are solved for by themselves.
     """
-    factors = [labels - 1.0, -1.0]
+    factors = [labels - 1.0, -1.0] if labels > 1 else [0.0, 0.0]
     if direct:
-        of_mean, of_rest = _direct_solvers(terms, shift, factors if labels > 1 else [0.0, 0.0])
+        of_mean, of_rest = _direct_solvers(terms, shift, factors)
     else:
-        each = shift.new_tensor([factors[0], *[factors[1]] * labels])
-        together = _iterative_solver(terms, shift, each if labels > 1 else each * 0, precondition, options)
+        of_mean, of_rest = (
+            _iterative_solver(terms, shift, factor, precondition, options) for factor in factors
+        )
 
     def solver(b: Tensor) -> Solution:
         parts = b.reshape(-1, labels, terms.num_pixels)
         mean = parts.mean(1, keepdim=True)
         rest = parts - mean
-        if direct:
-            first, second = of_mean(mean), of_rest(rest)
-            found = Solution(
-                *(torch.cat(pair, 1) for pair in zip(_fields(first), _fields(second), strict=True))
-            )
-        else:
-            found = together(torch.cat([mean, rest], 1))
+        common, own = of_mean(mean), of_rest(rest)
         # Rounding must not leave a mean to what has none: A may be much larger there.
-        x = found.x[:, :1] + found.x[:, 1:] - found.x[:, 1:].mean(1, keepdim=True)
+        x = common.x + own.x - own.x.mean(1, keepdim=True)
         # The residuals of the two are orthogonal, and the mean counts for each label.
         sizes = torch.linalg.vector_norm(torch.cat([mean * labels**0.5, rest], 1), dim=2)
         whole = torch.linalg.vector_norm(sizes, dim=1, keepdim=True)
-        left = torch.linalg.vector_norm(found.residual * sizes, dim=1, keepdim=True)
+        left = torch.linalg.vector_norm(
+            torch.cat([common.residual, own.residual], 1) * sizes, dim=1, keepdim=True
+        )
         return Solution(
             x.reshape(b.shape),
-            found.iterations.amax(1, keepdim=True),
+            common.iterations.maximum(own.iterations.amax(1, keepdim=True)),
             left / torch.where(whole > 0, whole, 1),
-            found.converged.all(1, keepdim=True),
+            common.converged & own.converged.all(1, keepdim=True),
         )
 
     return solver
-
-
-def _fields(solution: Solution) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return solution.x, solution.iterations, solution.residual, solution.converged
 
 
 def _check_terms(terms: object) -> None:
