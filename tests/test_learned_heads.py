@@ -79,6 +79,24 @@ def test_tables(folders):
     assert learned["fixed CRF, best of a grid"] == "0"
 
 
+@pytest.mark.slow
+def test_table_of_gaussian_heads(folders, tmp_path):
+    images, labels = map(str, folders)
+    command = [sys.executable, SCRIPT.with_name("gaussian_heads.py"), "--images", images, "--labels", labels]
+    options = ["--void", "9", "--fit", "6", "--seeds", "1", "--quick", "--networks", str(tmp_path)]
+    results = [
+        subprocess.run([*command, *options], capture_output=True, text=True, check=True) for _ in range(2)
+    ]
+    first, again = (
+        [line.split(" | ")[:2] for line in result.stdout.splitlines() if line.startswith("| ")]
+        for result in results
+    )
+    assert len(first) == 1 + 2 + 2 * 7  # a head, the network twice, seven methods alone and jointly
+    assert first == again  # with the networks that were kept
+    assert "network without frames" in results[0].stderr
+    assert "network without frames" not in results[1].stderr
+
+
 def test_scores(folders):
     frames = street_frames.read_frames(*folders, 6, 9)
     assert frames.num_labels == 3
