@@ -79,12 +79,14 @@ def test_the_matrix_is_its_products(shared):
     whole = PottsMatrix(terms, 3) if shared else terms
     reference = matrix(embeddings, 3)
     torch.testing.assert_close(whole.dense(), reference)
-    torch.testing.assert_close(whole.diagonal(), reference.diagonal(dim1=1, dim2=2))
     vectors = torch.randn(2, 4, whole.size, dtype=torch.float64)
-    torch.testing.assert_close(whole.prepared()(vectors), vectors @ reference)
-    for sign in (1, -1):
-        bounded = reference * sign + torch.diag_embed(whole.bound().expand(-1, whole.size))
-        assert torch.linalg.eigvalsh(bounded).min() > -1e-12
+    torch.testing.assert_close(whole.product(vectors), vectors @ reference)
+    if not shared:
+        torch.testing.assert_close(terms.diagonal(), reference.diagonal(dim1=1, dim2=2))
+        torch.testing.assert_close(terms.prepared()(vectors), vectors @ reference)
+        for sign in (1, -1):
+            bounded = reference * sign + torch.diag_embed(terms.bound().expand(-1, terms.size))
+            assert torch.linalg.eigvalsh(bounded).min() > -1e-12
     kept = reference + torch.diag_embed(whole.margin().expand(-1, whole.size))
     assert torch.linalg.eigvalsh(kept).min() > -1e-12
 

@@ -11,7 +11,7 @@ from hdcrf.gaussian.conjugate_gradient import (
 )
 from hdcrf.gaussian.contexts import video_in_contexts
 from hdcrf.gaussian.grid_terms import GridTerms
-from hdcrf.gaussian.inference import PairwiseTerms, energy, solve
+from hdcrf.gaussian.inference import energy, solve
 from hdcrf.gaussian.layers import DenseGaussianCRF, GaussianCRF, SparseGaussianCRF, VideoGaussianCRF
 from hdcrf.gaussian.losses import affinity_loss, margin_loss, similarity_loss
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
@@ -21,6 +21,7 @@ from hdcrf.gaussian.mean_field_network import (
     gaussian_mean_field_energy,
 )
 from hdcrf.gaussian.multiresolution_terms import MultiResolutionTerms
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from hdcrf.gaussian.potts import PottsMatrix
 from hdcrf.gaussian.similarity_terms import SimilarityTerms, pixel_similarity
 from hdcrf.gaussian.video_terms import VideoTerms

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hdcrf.gaussian.inference import PairwiseTerms
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from voxel.checks import check_count
 
 __all__ = ["affinity"]
@@ -29,8 +29,9 @@ def affinity(
         (*S,) where labels share the terms, else (L, *S): a map for each label that the other pixel takes.
 
     Raises:
-        TypeError: If an argument has the wrong type. ValueError: If `pixel` or `label` lies outside, or a
-        label is given for shared terms or lacks for others.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `pixel` or `label` lies outside, or a label is given for shared terms or lacks for
+            others.
 
     Reference: Chandra 2018, Figs. 3.3 to 3.6 and 4.3, which show such maps.
     """

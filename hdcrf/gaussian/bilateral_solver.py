@@ -126,8 +126,8 @@ def bilateral_solve(
             remedy=_REMEDY,
         )
 
-    def backward_solver(b: Tensor) -> Solution:
-        return solver(b * _reached(confidence.detach(), solver))
+    def backward_solver(b: Tensor) -> Tensor:
+        return solver(b * _reached(confidence.detach(), solver)).x
 
     def residual(x: Tensor) -> Tensor:
         attraction = confidence * (target - mean - x.mT)
@@ -136,7 +136,7 @@ def bilateral_solve(
     # The Laplacian of the mean is 0: what is left to solve for is the distance from it.
     with torch.no_grad():
         found = solver((confidence * (target - mean)).mT)
-    x = implicit_solution(residual, found, backward_solver).mT
+    x = implicit_solution(residual, found.x, backward_solver).mT
     return Solution(x + mean, found.iterations, found.residual, found.converged)
 
 

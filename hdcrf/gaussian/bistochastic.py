@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hdcrf.gaussian.conjugate_gradient import ConvergenceError, Solution, conjugate_gradient
+from hdcrf.gaussian.conjugate_gradient import ConvergenceError, conjugate_gradient
 from hdcrf.gaussian.linear_system import implicit_solution
 from voxel import FilterOperator
 
@@ -51,8 +51,7 @@ class Bistochastic:
         with torch.no_grad():
             scale, self.row_sums = self._iterate(tolerance)
         self._found = scale
-        solution = Solution(scale, scale.new_zeros(()), scale.new_zeros(()), scale.new_ones(()).bool())
-        self.scale = implicit_solution(lambda n: n.reciprocal() - self._reach(n), solution, self._solve)
+        self.scale = implicit_solution(lambda n: n.reciprocal() - self._reach(n), scale, self._solved)
 
     def _reach(self, values: Tensor) -> Tensor:
         """Return W v for one vector (N,)."""
@@ -73,10 +72,10 @@ class Bistochastic:
             f"bistochastisation, where {tolerance:.2g} was asked for; compute in float64"
         )
 
-    def _solve(self, b: Tensor) -> Solution:
-        """Solve (W + diag(1/n²)) x = b, which scaled by n has eigenvalues from about 1 to 2."""
+    def _solved(self, b: Tensor) -> Tensor:
+        """Solve (W + diag(1/n²)) x = b, whose matrix has eigenvalues from about 1 to 2 when scaled by n."""
         inverse_square = self._found.square().reciprocal()
-        return conjugate_gradient(lambda x: self._reach(x) + inverse_square * x, b, diagonal=inverse_square)
+        return conjugate_gradient(lambda x: self._reach(x) + inverse_square * x, b, diagonal=inverse_square).x
 
     def laplacian(self, values: Tensor) -> Tensor:
         """Return (D̂ - Ŵ) v, (N, C); differentiable in `values` and the features."""

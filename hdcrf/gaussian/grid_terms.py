@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product
-from hdcrf.gaussian.inference import PairwiseTerms
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from voxel.backend import kernels, plain, uses_native
 from voxel.checks import check_count, check_finite, check_floating
 

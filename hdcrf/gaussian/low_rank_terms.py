@@ -13,7 +13,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     Solution,
     check_solver_options,
 )
-from hdcrf.gaussian.inference import PairwiseTerms, Solver
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms, Solver
 from voxel.checks import check_finite, check_floating
 
 __all__ = ["LowRankTerms"]
@@ -97,7 +97,7 @@ class LowRankTerms(PairwiseTerms):
     def _direct_solver(self, gram: Tensor, shift: Tensor, factor: float) -> Solver:
         e = self.embeddings.detach()
         system = factor * gram + shift * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        factors, failed = torch.linalg.cholesky_ex(system)
+        root, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
             raise self._indefinite(gram, shift, factor, int(failed.nonzero()[0]))
         wide = e.shape[1] <= e.shape[2]
@@ -107,8 +107,8 @@ class LowRankTerms(PairwiseTerms):
 
         def approximate(b: Tensor) -> Tensor:
             if not wide:
-                return torch.cholesky_solve(b.mT, factors).mT
-            inner = torch.cholesky_solve((b @ e.mT).mT, factors).mT
+                return torch.cholesky_solve(b.mT, root).mT
+            inner = torch.cholesky_solve((b @ e.mT).mT, root).mT
             return (b - factor * (inner @ e)) / shift
 
         def solver(b: Tensor) -> Solution:

@@ -172,11 +172,9 @@ def gaussian_mean_field_energy(terms: SimilarityTerms, unary: Tensor, scores: Te
     """
     if not isinstance(terms, SimilarityTerms):
         raise TypeError(f"`terms` must be SimilarityTerms, got {type(terms).__name__}")
-    terms.flatten(unary), terms.flatten(scores, "scores")
-    r, y = unary, scores
-    vectors = y.flatten(1)
-    pairwise = vectors * terms.product(vectors[:, None])[:, 0]
-    return (y - r).flatten(1).square().sum(1) + pairwise.sum(1)
+    r, y = terms.flatten(unary).flatten(1), terms.flatten(scores, "scores").flatten(1)
+    pairwise = y * terms.product(y[:, None])[:, 0]
+    return (y - r).square().sum(1) + pairwise.sum(1)
 
 
 class GaussianMeanFieldNetwork(nn.Module):

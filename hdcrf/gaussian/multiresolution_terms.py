@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product
 from hdcrf.gaussian.grid_terms import GridTerms
-from hdcrf.gaussian.inference import PairwiseTerms, checked_scores
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms, checked_scores
 from voxel.checks import check_finite, check_floating, check_same_kind
 
 __all__ = ["MultiResolutionTerms"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hdcrf.gaussian.conjugate_gradient import Product
-from hdcrf.gaussian.linear_system import SymmetricMatrix
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms, SymmetricMatrix
 
 __all__ = ["PottsMatrix"]
 
@@ -22,7 +21,7 @@ class PottsMatrix(SymmetricMatrix):
     Reference: Chandra 2018, eqs. 2.15, 3.8 and 3.9.
     """
 
-    def __init__(self, shared: SymmetricMatrix, num_labels: int) -> None:
+    def __init__(self, shared: PairwiseTerms, num_labels: int) -> None:
         self.shared = shared
         self.num_labels = num_labels
         self.batch_size = shared.batch_size
@@ -34,22 +33,10 @@ class PottsMatrix(SymmetricMatrix):
 
         One product with Ψ a label, rather than L - 1 (Chandra 2018, eqs. 3.12 and 3.13).
         """
-        return self._by(self.shared.product, vectors)
-
-    def prepared(self) -> Product:
-        """Return the product without gradients, made ready to be computed many times."""
-        product = self.shared.prepared()
-        return lambda vectors: self._by(product, vectors)
-
-    def _by(self, product: Product, vectors: Tensor) -> Tensor:
         batch, count, _ = vectors.shape
-        parts = product(vectors.reshape(batch, count * self.num_labels, self.shared.size))
+        parts = self.shared.product(vectors.reshape(batch, count * self.num_labels, self.shared.size))
         parts = parts.reshape(batch, count, self.num_labels, self.shared.size)
         return (parts.sum(2, keepdim=True) - parts).reshape(vectors.shape)
-
-    def diagonal(self) -> Tensor:
-        """Return zeros (B, L·P)."""
-        return self.like.new_zeros((self.batch_size, self.size))
 
     def margin(self) -> Tensor:
         """Return Δ, (B, L·P) or (B, 1), such that Δ + (L - 1) Ψ and Δ - Ψ are positive semidefinite.
@@ -59,11 +46,4 @@ class PottsMatrix(SymmetricMatrix):
         margin = (self.num_labels - 1) * self.shared.margin()
         if self.num_labels > 1:  # else no vector but zero sums to zero
             margin = margin.maximum(self.shared.bound())
-        return self._repeated(margin)
-
-    def bound(self) -> Tensor:
-        """Return Δ, (B, L·P) or (B, 1), such that Δ + A and Δ - A are positive semidefinite."""
-        return self._repeated((self.num_labels - 1) * self.shared.bound())
-
-    def _repeated(self, diagonal: Tensor) -> Tensor:
-        return diagonal if diagonal.shape[1] == 1 else diagonal.repeat(1, self.num_labels)
+        return margin if margin.shape[1] == 1 else margin.repeat(1, self.num_labels)

@@ -16,7 +16,7 @@ from hdcrf.gaussian.bipartite_grid import (
     similarity_of,
 )
 from hdcrf.gaussian.conjugate_gradient import NotPositiveDefiniteError, Product
-from hdcrf.gaussian.inference import PairwiseTerms
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from voxel.checks import check_finite, check_floating, check_matrix, check_same_kind
 from voxel.precision import full_precision
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.gaussian.conjugate_gradient import Product
-from hdcrf.gaussian.inference import PairwiseTerms
+from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from voxel.checks import check_choice, check_finite, check_floating, check_same_kind
 
 __all__ = ["NEIGHBOURHOODS", "VideoTerms", "least_neighbour_eigenvalue", "temporal_neighbours"]
