@@ -1,0 +1,1 @@
+"""Relaxed energies of CRFs with arbitrary pairwise potentials, and what minimises them: CRF-Grad."""
