@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import CRFLayer, working_precision
+from hdcrf.crf_layer import CRFLayer
+from hdcrf.layer_inputs import working_precision
 from hdcrf.point_crf import PointCRF, lowest_corners
 from hdcrf.video_crf import VideoCRF
 from hdcrf.volume_crf import VolumeCRF

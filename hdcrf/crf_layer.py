@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +12,14 @@ from torch import Tensor, nn
 
 from hdcrf.compatibility import Compatibility
 from hdcrf.gaussian_filter import METHODS, build_filter
+from hdcrf.layer_inputs import (
+    bandwidth_in_range,
+    checked_learn,
+    explained_range_error,
+    log_parameter,
+    number_parameter,
+    warn_of_range,
+)
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, pairwise_kernel
 from voxel import CoordinateRangeError, VoxelGrid
@@ -24,28 +29,13 @@ from voxel.checks import (
     MOST_RINGS,
     check_choice,
     check_count,
-    check_finite,
     check_flag,
-    check_floating,
-    check_number,
     check_positive,
 )
 from voxel.filter_operator import NORMALIZATIONS
 
-__all__ = [
-    "Bandwidth",
-    "CRFLayer",
-    "Options",
-    "check_guide",
-    "levels_to_user",
-    "log_parameter",
-    "reshaped",
-    "warn_of_range",
-    "working_precision",
-]
+__all__ = ["CRFLayer", "Options", "reshaped"]
 
-_FLOAT32 = torch.finfo(torch.float32)
-_HALVES = (torch.float16, torch.bfloat16)
 _LEARNABLE = ("weights", "bandwidths", "compatibility")
 
 
@@ -63,30 +53,6 @@ class Options(TypedDict, total=False):
     tolerance: float | None
     output: str
     backend: str
-
-
-class Bandwidth:
-    """A standard deviation of a layer, kept positive: the parameter is its logarithm, `log_` and its name."""
-
-    def __init__(self, description: str) -> None:
-        self.__doc__ = description
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._parameter = f"log_{name}"
-
-    def __get__(self, layer: Any, owner: type) -> Any:
-        """Return the standard deviation; None if the layer has none of that name."""
-        if layer is None:
-            return self
-        logarithm = getattr(layer, self._parameter)
-        return None if logarithm is None else logarithm.exp()
-
-    def __set__(self, layer: Any, value: object) -> None:
-        """Refuse: it follows from the parameter."""
-        name = self._parameter.removeprefix("log_")
-        raise AttributeError(
-            f"`{name}` is the exponential of the parameter `{self._parameter}`; set that, or make a new layer"
-        )
 
 
 class CRFLayer(nn.Module, ABC):
@@ -139,18 +105,12 @@ class CRFLayer(nn.Module, ABC):
         self.exclude_self = check_flag("exclude_self", exclude_self)
         # In a tuple: a compiler takes a plain number, once it has seen two, for one that it does not know.
         self._tolerance = (None if tolerance is None else check_positive("tolerance", tolerance),)
-        if not isinstance(learn, Iterable):
-            raise TypeError(
-                f"`learn` must be names among {', '.join(_LEARNABLE)}, got {type(learn).__name__}"
-            )
-        learned = [learn] if isinstance(learn, str) else list(learn)
-        for name in learned:
-            check_choice("learn", name, _LEARNABLE)
+        learned = checked_learn(learn, _LEARNABLE)
         # A kernel whose weight is 0 from the start is left out, unless weights are learned.
         self._used = {name: "weights" in learned or weight != 0 for name, weight in weights.items()}
         self._bandwidths = tuple(bandwidths)
         for name, weight in weights.items():
-            self.register_parameter(name, _parameter(name, weight, "weights" in learned))
+            self.register_parameter(name, number_parameter(name, weight, "weights" in learned))
         for name, value in bandwidths.items():
             absent = value is None and name in optional
             logarithm = None if absent else log_parameter(name, value, "bandwidths" in learned)
@@ -210,13 +170,7 @@ class CRFLayer(nn.Module, ABC):
 
     def _sigma(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a bandwidth, in the dtype of `like` if that is given, if it can be computed with."""
-        sigma: Tensor = getattr(self, name)
-        if not _FLOAT32.tiny < float(sigma.detach()) < _FLOAT32.max:
-            raise ValueError(
-                f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, but "
-                f"training has brought it to {float(sigma.detach())}; lower the learning rate of bandwidths"
-            )
-        return sigma if like is None else sigma.to(like)
+        return bandwidth_in_range(self, name, like)
 
     def _warn_of_range(self, name: str, guide: Tensor, bandwidth: str, weight: str) -> None:
         """Warn of a guide from 0 to 1 whose bandwidth was meant for 0 to 255."""
@@ -284,15 +238,7 @@ class CRFLayer(nn.Module, ABC):
                     raise CoordinateRangeError("", *infinite[0].tolist()) from None
                 raise
         except CoordinateRangeError as error:
-            name = axes[error.axis]
-            advice = ", or float64 logits" if features.dtype == torch.float32 else ""
-            raise CoordinateRangeError(
-                f"`{name}`={float(getattr(self, name).detach()):.4g} is too small: {point} {error.point} "
-                f"would lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
-                f"origin, more than the lattice's coordinates can hold; use a larger sigma{advice}",
-                error.point,
-                error.axis,
-            ) from error
+            raise explained_range_error(error, self, features, axes, point) from error
         nearest = isinstance(operator, VoxelGrid) and not operator.linear
         if nearest and torch.is_grad_enabled() and features.requires_grad:
             raise ValueError(
@@ -311,67 +257,9 @@ class CRFLayer(nn.Module, ABC):
         )
 
 
-def working_precision(values: object, name: str = "logits") -> Tensor:
-    """Return values in the dtype to compute in: half precision as float32."""
-    if isinstance(values, Tensor) and values.dtype in _HALVES:
-        values = values.float()
-    return check_floating(name, values)
-
-
 def reshaped(
     result: MeanFieldResult, dtype: torch.dtype, shape: Callable[[Tensor], Tensor]
 ) -> MeanFieldResult:
     """Return a result over (P, K) rows in another shape and in the dtype that came in."""
     logits = None if result.logits is None else shape(result.logits).to(dtype)
     return replace(result, marginals=shape(result.marginals).to(dtype), logits=logits)
-
-
-def check_guide(name: str, value: Tensor, logits: Tensor, other: str = "logits") -> None:
-    """Raise unless `value` holds real, finite numbers on the device of the logits, or of the `other`."""
-    if value.dtype.is_complex or value.dtype == torch.bool:
-        raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
-    if value.device != logits.device:
-        raise ValueError(f"`{name}` must be on the device of `{other}`, {logits.device}, got {value.device}")
-    if value.dtype.is_floating_point:
-        check_finite(name, value)
-
-
-def warn_of_range(name: str, guide: Tensor, bandwidth: str, sigma: float) -> None:
-    """Warn of a guide from 0 to 1 whose bandwidth was meant for 0 to 255."""
-    if sigma < 2 or not guide.dtype.is_floating_point or not guide.numel():
-        return
-    low, high = (float(bound) for bound in torch.aminmax(guide.detach()))
-    if low >= 0 and 0 < high <= 1:
-        warnings.warn(
-            f"`{name}` lies between {low:.3g} and {high:.3g}, but {bandwidth}={sigma:.3g} is in its "
-            f"units, so its values hardly matter; scale `{name}` to 0..255, or use "
-            f"{bandwidth}={sigma / 255:.3g}",
-            stacklevel=levels_to_user(),
-        )
-
-
-def _parameter(name: str, value: float, learn: bool) -> nn.Parameter:
-    start = torch.tensor(check_number(name, value), dtype=torch.float32)
-    if not bool(torch.isfinite(start)):
-        raise ValueError(f"`{name}` must lie within ±{_FLOAT32.max:.3g}, as float32 does, got {value}")
-    return nn.Parameter(start, requires_grad=learn)
-
-
-def log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
-    """Return the logarithm of a positive number as a parameter: what `Bandwidth` needs."""
-    start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
-    if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
-        raise ValueError(
-            f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, "
-            f"got {value}"
-        )
-    return nn.Parameter(start, requires_grad=learn)
-
-
-def levels_to_user() -> int:
-    """Return how many calls up, from who calls this, the first function is that is no library's."""
-    frame, level = sys._getframe(1), 1
-    libraries = ("hdcrf", "voxel", "torch")
-    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in libraries:
-        frame, level = frame.f_back, level + 1
-    return level

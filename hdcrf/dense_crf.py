@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth
 from hdcrf.features import bilateral_features
 from hdcrf.grid_crf import GridCRF
+from hdcrf.layer_inputs import Bandwidth
 
 __all__ = ["DenseCRF"]
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hdcrf.crf_layer import CRFLayer, check_guide, reshaped, working_precision
+from hdcrf.crf_layer import CRFLayer, reshaped
 from hdcrf.features import batch_index
+from hdcrf.layer_inputs import check_grid, working_precision
 from hdcrf.mean_field import MeanFieldResult
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel
-from voxel.checks import check_finite, check_tensor
 from voxel.precision import full_precision
 
 __all__ = ["GridCRF"]
@@ -93,29 +93,7 @@ class GridCRF(CRFLayer):
 
     def _checked(self, logits: Tensor, guide: Tensor) -> Tensor:
         """Validate both inputs and return the guide in the logits' dtype."""
-        check_tensor("guide", guide)
-        dimensions = self._sizes.count(",") + 3
-        if logits.dim() != dimensions or logits.shape[1] != self.num_labels:
-            raise ValueError(
-                f"`logits` must have shape (B, K, {self._sizes}) with K = {self.num_labels}, "
-                f"got {tuple(logits.shape)}"
-            )
-        if (
-            guide.dim() != dimensions
-            or guide.shape[0] != logits.shape[0]
-            or guide.shape[2:] != logits.shape[2:]
-        ):
-            batch, _, *sizes = logits.shape
-            raise ValueError(
-                f"`guide` must have shape (B, c, {self._sizes}) = ({batch}, c, "
-                f"{', '.join(map(str, sizes))}) to match `logits`, got {tuple(guide.shape)}"
-            )
-        if guide.shape[1] == 0:
-            raise ValueError("`guide` must have at least one channel, got none")
-        if logits.numel() == 0:
-            raise ValueError(f"`logits` must not be empty, got shape {tuple(logits.shape)}")
-        check_finite("logits", logits)
-        check_guide("guide", guide, logits)
+        check_grid(logits, guide, self.num_labels, self._sizes)
         self._warn_of_range("guide", guide, self._guide_bandwidth, "appearance_weight")
         return guide.to(logits.dtype)
 

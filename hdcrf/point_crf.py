@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, check_guide, reshaped, working_precision
+from hdcrf.crf_layer import CRFLayer, Options, reshaped
 from hdcrf.features import point_features
+from hdcrf.layer_inputs import Bandwidth, check_guide, working_precision
 from hdcrf.mean_field import MeanFieldResult
 from hdcrf.pairwise import PairwiseKernel
 from voxel.checks import check_batch_index, check_finite, check_tensor

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, CRFLayer, Options, check_guide
+from hdcrf.crf_layer import CRFLayer, Options
 from hdcrf.features import trilateral_features
+from hdcrf.layer_inputs import Bandwidth, check_guide
 from hdcrf.mean_field import MeanFieldResult
 from voxel import SparseTensor
 from voxel.checks import check_finite, check_positive

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, Options
+from hdcrf.crf_layer import Options
 from hdcrf.features import video_features
 from hdcrf.grid_crf import GridCRF
+from hdcrf.layer_inputs import Bandwidth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

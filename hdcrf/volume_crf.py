@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hdcrf.crf_layer import Bandwidth, Options
+from hdcrf.crf_layer import Options
 from hdcrf.features import check_spacing, volume_features
 from hdcrf.grid_crf import GridCRF
+from hdcrf.layer_inputs import Bandwidth
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,13 +7,20 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hdcrf.crf_layer import Bandwidth, check_guide, log_parameter, warn_of_range, working_precision
 from hdcrf.features import batch_index, bilateral_features
 from hdcrf.gaussian.bistochastic import Bistochastic
 from hdcrf.gaussian.conjugate_gradient import Solution, check_solver_options, conjugate_gradient
 from hdcrf.gaussian.inference import checked_weight
 from hdcrf.gaussian.linear_system import implicit_solution
 from hdcrf.gaussian_filter import METHODS, build_filter
+from hdcrf.layer_inputs import (
+    Bandwidth,
+    check_guide,
+    checked_learn,
+    log_parameter,
+    warn_of_range,
+    working_precision,
+)
 from voxel import FilterOperator, VoxelGrid
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
@@ -305,13 +312,7 @@ class BilateralSolver(nn.Module):
         self.backend = check_choice("backend", backend, BACKENDS)
         check_solver_options(torch.float32, tolerance, max_iterations, on_failure)
         self.tolerance, self.max_iterations, self.on_failure = tolerance, max_iterations, on_failure
-        if not isinstance(learn, Iterable):
-            raise TypeError(
-                f"`learn` must be names among {', '.join(_LEARNABLE)}, got {type(learn).__name__}"
-            )
-        learned = [learn] if isinstance(learn, str) else list(learn)
-        for name in learned:
-            check_choice("learn", name, _LEARNABLE)
+        learned = checked_learn(learn, _LEARNABLE)
         self.log_sigma_xy = log_parameter("sigma_xy", sigma_xy, "bandwidths" in learned)
         self.log_sigma_rgb = log_parameter("sigma_rgb", sigma_rgb, "bandwidths" in learned)
         self.log_smoothness = log_parameter("smoothness", smoothness, "smoothness" in learned)

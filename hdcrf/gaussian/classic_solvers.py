@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import levels_to_user
 from hdcrf.gaussian.conjugate_gradient import (
     ConvergenceError,
     Product,
@@ -20,6 +19,7 @@ from hdcrf.gaussian.conjugate_gradient import (
     checked_diagonal,
     checked_systems,
 )
+from hdcrf.layer_inputs import levels_to_user
 from voxel.checks import check_count, check_finite, check_floating, check_same_kind
 
 __all__ = ["gauss_seidel", "gmres", "jacobi"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import levels_to_user
+from hdcrf.layer_inputs import levels_to_user
 from voxel.checks import (
     check_choice,
     check_count,

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdcrf.crf_layer import levels_to_user
 from hdcrf.gaussian.conjugate_gradient import (
     ConvergenceError,
     Solution,
@@ -20,6 +19,7 @@ from hdcrf.gaussian.conjugate_gradient import (
 from hdcrf.gaussian.linear_system import implicit_solution
 from hdcrf.gaussian.pairwise_terms import PairwiseTerms, Solver, SymmetricMatrix
 from hdcrf.gaussian.potts import PottsMatrix
+from hdcrf.layer_inputs import levels_to_user
 from voxel.checks import (
     check_choice,
     check_flag,

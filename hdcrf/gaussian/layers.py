@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdcrf.crf_layer import working_precision
 from hdcrf.gaussian.conjugate_gradient import Solution, check_solver_options
 from hdcrf.gaussian.grid_terms import OFFSETS, GridTerms
 from hdcrf.gaussian.inference import METHODS, solve
 from hdcrf.gaussian.low_rank_terms import LowRankTerms
 from hdcrf.gaussian.pairwise_terms import PairwiseTerms
 from hdcrf.gaussian.video_terms import NEIGHBOURHOODS, VideoTerms, least_neighbour_eigenvalue
+from hdcrf.layer_inputs import working_precision
 from voxel.checks import (
     check_choice,
     check_count,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hdcrf.crf_layer import working_precision
 from hdcrf.gaussian.bipartite_grid import connections_of, pairs
+from hdcrf.layer_inputs import working_precision
 from voxel.checks import INTEGER_DTYPES, check_count, check_finite, check_number, check_tensor
 from voxel.precision import full_precision
 

@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdcrf.crf_layer import working_precision
 from hdcrf.gaussian.bipartite_grid import (
     PARTITIONS,
     check_window,
@@ -43,6 +42,7 @@ from hdcrf.gaussian.bipartite_grid import (
     messages,
 )
 from hdcrf.gaussian.similarity_terms import SimilarityTerms, pixel_similarity
+from hdcrf.layer_inputs import working_precision
 from voxel.checks import check_choice, check_count, check_finite, check_same_kind
 from voxel.precision import full_precision
 
