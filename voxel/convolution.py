@@ -10,7 +10,7 @@ Convolutional Networks, CVPR 2018; Choy, Gwak, Savarese, 4D Spatio-Temporal Conv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from voxel.checks import check_count, check_flag, check_same_kind
 from voxel.neighbours import kernel_offsets
 from voxel.precision import full_precision
 from voxel.sparse_tensor import SparseTensor, check_sparse_tensor
+from voxel.taps import sum_over_taps
 from voxel.voxel_set import LARGEST_STRIDE
 
 __all__ = ["SparseConv", "SparseConvTranspose"]
@@ -69,15 +70,10 @@ class _Convolution(nn.Module):
         check_same_kind("features", checked.features, "weight", self.weight)
         return checked
 
-    def _sum(self, features: Tensor, pairs: Iterable[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    def _sum(self, features: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], rows: int) -> Tensor:
         """Return bias + Σ_o W_oᵀ features[input] at the (input, output) pairs of each tap o: (rows, out)."""
-        output = features.new_zeros((rows, self.out_channels))
-        if self.bias is not None:
-            output = output + self.bias
-        for weight, (source, target) in zip(self.weight, pairs, strict=True):
-            if len(source):
-                output.index_add_(0, target, features.index_select(0, source) @ weight)
-        return output
+        output = sum_over_taps(features, self.weight, pairs, rows)
+        return output if self.bias is None else output + self.bias
 
     def extra_repr(self) -> str:
         """Describe the convolution in `repr`."""
@@ -114,7 +110,7 @@ class SparseConv(_Convolution):
     output and the pairs of each tap are found once for all tensors that share the input's voxels.
     Under `torch.autocast` too it computes in the dtype of the features, and returns it.
     Differentiable in the features, the weight and the bias. Deterministic.
-    Cost: O(pairs · in · out); autograd keeps one input row for each pair of voxels.
+    Cost: O(pairs · in · out); autograd keeps the features and the pairs, which the voxels hold anyway.
     """
 
     def __init__(
@@ -214,5 +210,5 @@ class SparseConvTranspose(_Convolution):
                 )
             features = features.index_select(0, rows)
         pairs = target.voxels.kernel_map(self.kernel_size, self.shape, self.dilation, self.stride)
-        upwards = ((coarse_row, fine_row) for fine_row, coarse_row in pairs)
+        upwards = [(coarse_row, fine_row) for fine_row, coarse_row in pairs]
         return target.replace(self._sum(features, upwards, len(target)))
