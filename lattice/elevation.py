@@ -19,20 +19,31 @@ from torch import Tensor
 from voxel.precision import full_precision
 from voxel.splat_blur_slice import power
 
-__all__ = ["calibration", "elevate", "elevation_matrix", "lattice_scale"]
+__all__ = [
+    "INTERPOLATION_VARIANCE",
+    "calibration",
+    "elevate",
+    "elevation_matrix",
+    "filter_variance",
+    "lattice_scale",
+    "variance_calibration",
+]
+
+INTERPOLATION_VARIANCE = 1 / 6
+"""Of splatting and slicing, each linear interpolation over a simplex, 1/12 each."""
 
 
-def _variance(order: int) -> float:
+def filter_variance(order: int) -> float:
     """Variance of the filter along any direction, in squared units of one lattice step d + 1.
 
-    The blur contributes n/2; splatting and slicing, each linear interpolation over a simplex, 1/12 each.
+    The blur contributes n/2, to what splatting and slicing do.
     """
-    return order / 2 + 1 / 6
+    return order / 2 + INTERPOLATION_VARIANCE
 
 
 def lattice_scale(dimension: int, order: int) -> float:
     """Length on H_d of one standard deviation: (d + 1) √(n/2 + 1/6)."""
-    return (dimension + 1) * math.sqrt(_variance(order))
+    return (dimension + 1) * math.sqrt(filter_variance(order))
 
 
 def calibration(dimension: int, order: int) -> float:
@@ -41,7 +52,12 @@ def calibration(dimension: int, order: int) -> float:
     It is the integral (2π)^{d/2} of the Gaussian, times the number of vertices in a unit of feature
     volume: (d+1)^{-d} √(d+1) vertices in a unit of volume of H_d, scaled by the elevation's volume.
     """
-    return power(2 * math.pi * _variance(order), dimension / 2) * math.sqrt(dimension + 1)
+    return variance_calibration(dimension, filter_variance(order))
+
+
+def variance_calibration(dimension: int, variance: float) -> float:
+    """The same constant for a whole filter of this variance, in squared units of one lattice step d + 1."""
+    return power(2 * math.pi * variance, dimension / 2) * math.sqrt(dimension + 1)
 
 
 def elevation_matrix(dimension: int) -> Tensor:

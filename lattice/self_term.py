@@ -26,7 +26,7 @@ from torch import Tensor
 
 from voxel.blur import AxisBlur
 
-__all__ = ["corner_kernel", "follows_all_sets"]
+__all__ = ["corner_kernel", "corner_sets", "follows_all_sets"]
 
 _CHUNK_WAYS = 1 << 16
 
@@ -94,6 +94,17 @@ def _ways_of_all_sets(tables: Sequence[tuple[Tensor, Tensor]], order: int) -> Te
 
 def _kernel_by_sets(cell_vertices: Tensor, rank: Tensor, ways: Tensor) -> Tensor:
     """Look B[v_p, v_q] up among the ways of all sets."""
+    sets = corner_sets(rank)
+    place = cell_vertices[:, None, :] * 2 ** rank.shape[1] + sets
+    return ways.reshape(-1).index_select(0, place.reshape(-1)).view(sets.shape)
+
+
+def corner_sets(rank: Tensor) -> Tensor:
+    """Return the set of axes that lead from corner q to corner p by one step along each: (M, P, P) int32.
+
+    Bit d - a of an entry says whether axis a is in the set. The way from a corner to itself is the empty set;
+    every other set is that of one pair of corners at most.
+    """
     corners = rank.shape[1]
     everything = 2**corners - 1
     axis_bit = 1 << torch.arange(corners - 1, -1, -1, dtype=torch.int32, device=rank.device)
@@ -101,9 +112,7 @@ def _kernel_by_sets(cell_vertices: Tensor, rank: Tensor, ways: Tensor) -> Tensor
     # (M, P): the set of axes along which corner k lies one step behind corner 0; larger k, larger set.
     behind = ((rank[:, None, :] > (corners - 1 - remainder)) * axis_bit).sum(2, dtype=torch.int32)
     target, source = behind[:, :, None], behind[:, None, :]
-    sets = torch.where(remainder <= remainder.T, source & ~target, everything ^ (target & ~source))
-    place = cell_vertices[:, None, :] * (everything + 1) + sets
-    return ways.reshape(-1).index_select(0, place.reshape(-1)).view(sets.shape)
+    return torch.where(remainder <= remainder.T, source & ~target, everything ^ (target & ~source))
 
 
 def _kernel_by_ways(

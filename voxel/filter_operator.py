@@ -15,7 +15,7 @@ from voxel.checks import (
     check_same_kind,
 )
 
-__all__ = ["NORMALIZATIONS", "FilterOperator"]
+__all__ = ["NORMALIZATIONS", "FilterOperator", "check_features", "reciprocal_or_zero"]
 
 NORMALIZATIONS = ("none", "before", "after", "symmetric")
 
@@ -117,12 +117,12 @@ class FilterOperator(ABC):
 
         right = left = None
         if normalization in ("before", "symmetric"):
-            right = _reciprocal(self.degree())
+            right = reciprocal_or_zero(self.degree())
         if normalization in ("after", "symmetric"):
             if query is None:
-                left = right if right is not None else _reciprocal(self.degree())
+                left = right if right is not None else reciprocal_or_zero(self.degree())
             else:
-                left = _reciprocal(self._apply(values.new_ones((self.num_points, 1)), target)[:, 0])
+                left = reciprocal_or_zero(self._apply(values.new_ones((self.num_points, 1)), target)[:, 0])
         if normalization == "symmetric":
             right = None if right is None else right.sqrt()
             left = None if left is None else _root(left)
@@ -163,7 +163,7 @@ class FilterOperator(ABC):
         return self._target(query, query_batch)
 
 
-def _reciprocal(degree: Tensor) -> Tensor:
+def reciprocal_or_zero(degree: Tensor) -> Tensor:
     """Return 1 / degree, and 0 where nothing is within reach."""
     reached = degree > 0
     return torch.where(reached, 1 / torch.where(reached, degree, 1), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from voxel.checks import check_choice, check_count
 from voxel.coordinate_index import CoordinateIndex
 
-__all__ = ["kernel_map", "kernel_offsets", "pairs_within"]
+__all__ = ["kernel_map", "kernel_offsets", "mutual_pairs", "pairs_within"]
 
 _BLOCK_ROWS = 2048
 _LARGEST_DILATION = 2**31 - 1  # with more, an offset might not fit into int64
@@ -63,16 +64,31 @@ def kernel_map(
         O pairs of equally long int64 vectors; no row of the input or of the output occurs twice in one pair.
     """
     steps = [(0, *offset) for offset in offsets.tolist()]
+    if coordinates is None and stride == 1:
+        return mutual_pairs(index, steps)
     # In 64 bits, so that no neighbour wraps around the range of the coordinates.
     outputs = (index.coordinates if coordinates is None else coordinates).to(torch.int64)
-    if coordinates is not None or stride != 1:
-        scale = [1] + [stride] * (outputs.shape[1] - 1)
-        outputs = outputs * torch.tensor(scale, device=outputs.device)
-        return list(index.shifted_pairs(outputs, steps))
-    # Among the same voxels, the pairs of an offset are those of its negative the other way round.
+    scale = [1] + [stride] * (outputs.shape[1] - 1)
+    outputs = outputs * torch.tensor(scale, device=outputs.device)
+    return list(index.shifted_pairs(outputs, steps))
+
+
+def mutual_pairs(index: CoordinateIndex, steps: Sequence[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+    """For each step, list the pairs of rows (first, second) of an index with x_first = x_second + step.
+
+    Args:
+        index: V coordinates.
+        steps: O tuples of as many integers as a coordinate has, the batch column included.
+
+    Returns:
+        O pairs of equally long int64 vectors, as `kernel_map`; those of a step and of its negative are the
+        same vectors, the other way round.
+    """
     negative = {step: tuple(-x for x in step) for step in steps}
     searched = list(dict.fromkeys(min(step, negative[step]) for step in steps))
-    pairs = dict(zip(searched, index.shifted_pairs(outputs, searched), strict=True))
+    # In 64 bits, so that no neighbour wraps around the range of the coordinates.
+    found = index.shifted_pairs(index.coordinates.to(torch.int64), searched)
+    pairs = dict(zip(searched, found, strict=True))
     return [pairs[step] if step in pairs else pairs[negative[step]][::-1] for step in steps]
 
 

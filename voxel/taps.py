@@ -102,19 +102,19 @@ def _tap_products(
 
 def _product(rows: Tensor, matrix: Tensor, groups: int) -> Tensor:
     """Return each group of the (P, C_in) rows times that group of the (C_in / groups, C_out) matrix."""
-    if groups == 1:
-        return rows @ matrix
     if matrix.shape[0] == 1 and matrix.shape[1] == groups:
         return rows * matrix
+    if groups == 1:
+        return rows @ matrix
     return (_grouped(rows, groups) @ _grouped(matrix, groups)).transpose(0, 1).flatten(1)
 
 
 def _inner(left: Tensor, right: Tensor, groups: int) -> Tensor:
     """Return leftᵀ right, (C_in / groups, C_out), for (P, C_in) and (P, C_out), group by group."""
-    if groups == 1:
-        return left.T @ right
     if left.shape[1] == right.shape[1] == groups:
         return (left * right).sum(0, keepdim=True)
+    if groups == 1:
+        return left.T @ right
     blocks = _grouped(left, groups).transpose(1, 2) @ _grouped(right, groups)
     return blocks.transpose(0, 1).flatten(1)
 
