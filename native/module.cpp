@@ -15,6 +15,7 @@
 #include "mean_field_adjoint.hpp"
 #include "permutohedral.hpp"
 #include "self_term.hpp"
+#include "simplex_projection.hpp"
 #include "sparse_product.hpp"
 #include "splat_blur_slice.hpp"
 
@@ -326,6 +327,26 @@ void define(nb::module_& module, const char* mean_field) {
             terms.run(vectors.data(), out.data(), int64_t(out.shape(1)), threads);
         },
         nb::arg("weights"), nb::arg("offsets"), nb::arg("vectors"), nb::arg("out").noconvert(), nb::arg("threads"),
+        Released()
+    );
+    module.def(
+        "project_simplex",
+        [](Array<T> values, T leak, Output<T> out, int threads) {
+            project_simplex(
+                values.data(), leak, out.data(), int64_t(values.shape(0)), int64_t(values.shape(1)), threads
+            );
+        },
+        nb::arg("values"), nb::arg("leak"), nb::arg("out").noconvert(), nb::arg("threads"), Released()
+    );
+    module.def(
+        "project_simplex_adjoint",
+        [](Array<T> gradient, Array<T> projected, T leak, Output<T> out, int threads) {
+            project_simplex_adjoint(
+                gradient.data(), projected.data(), leak, out.data(), int64_t(gradient.shape(0)),
+                int64_t(gradient.shape(1)), threads
+            );
+        },
+        nb::arg("gradient"), nb::arg("projected"), nb::arg("leak"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
     nb::class_<MeanFieldRun<T>>(module, mean_field)

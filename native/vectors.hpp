@@ -136,6 +136,40 @@ inline Vector<T> across(const T* vectors, const Two& two) {
     }
 }
 
+// As many vectors as one has lanes, as a square matrix: lane j of vector i changes places with lane i of vector j.
+template <typename T>
+inline void transpose(Vector<T>* v) {
+    // Halves of vectors, then halves of those, change places between two vectors as far apart as they are.
+    if constexpr (lanes<T> == 8) {
+        for (int i = 0; i < 4; i++) {
+            const Vector<T> a = v[i], b = v[i + 4];
+            v[i] = shuffled<T, 0, 1, 2, 3, 8, 9, 10, 11>(a, b);
+            v[i + 4] = shuffled<T, 4, 5, 6, 7, 12, 13, 14, 15>(a, b);
+        }
+        for (int i : {0, 1, 4, 5}) {
+            const Vector<T> a = v[i], b = v[i + 2];
+            v[i] = shuffled<T, 0, 1, 8, 9, 4, 5, 12, 13>(a, b);
+            v[i + 2] = shuffled<T, 2, 3, 10, 11, 6, 7, 14, 15>(a, b);
+        }
+        for (int i : {0, 2, 4, 6}) {
+            const Vector<T> a = v[i], b = v[i + 1];
+            v[i] = shuffled<T, 0, 8, 2, 10, 4, 12, 6, 14>(a, b);
+            v[i + 1] = shuffled<T, 1, 9, 3, 11, 5, 13, 7, 15>(a, b);
+        }
+    } else {
+        for (int i : {0, 1}) {
+            const Vector<T> a = v[i], b = v[i + 2];
+            v[i] = shuffled<T, 0, 1, 4, 5>(a, b);
+            v[i + 2] = shuffled<T, 2, 3, 6, 7>(a, b);
+        }
+        for (int i : {0, 2}) {
+            const Vector<T> a = v[i], b = v[i + 1];
+            v[i] = shuffled<T, 0, 4, 2, 6>(a, b);
+            v[i + 1] = shuffled<T, 1, 5, 3, 7>(a, b);
+        }
+    }
+}
+
 // e^x. In single precision for x up to 88, with a relative error below 3e-7: x = n ln 2 + r with |r| ≤ ½ ln 2, and
 // e^r by its Taylor series to r⁶; below -87 the result is about 1e-38 rather than smaller.
 inline Vector<float> exponential(Vector<float> x) {

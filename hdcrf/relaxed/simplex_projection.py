@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from voxel.backend import uses_native
+from voxel.backend import kernels, plain, uses_native
 from voxel.checks import check_count, check_finite, check_floating, check_number
 from voxel.precision import full_precision
 
@@ -92,20 +92,79 @@ def projected(
     native: bool,
 ) -> Tensor:  # (P, K)
     """Do what `project_simplex` does to each row, without looking at what it is given."""
+    if native:
+        result: Tensor = _projected(x, leak)
+        return result
     # The projection does not change if a number is added to a row: with its largest entry at 0, t lies in [-1, 0),
     # and numbers of any size leave its digits alone.
     x = x - x.detach().amax(1, keepdim=True)
-    active = _active(x.detach())
-    t = (torch.where(active, x, 0).sum(1, keepdim=True) - 1) / active.sum(1, keepdim=True)
+    x = x - _threshold(x.detach())
+    active = x > 0
+    # What t leaves of the sum is smaller than t can show. Through it t is differentiated.
+    x = x - (torch.where(active, x, 0).sum(1, keepdim=True) - 1) / active.sum(1, keepdim=True)
     # leaky_relu without a leak would make NaN of what is infinitely far below, and -0 of the rest.
-    return functional.leaky_relu(x - t, leak) if leak else functional.relu(x - t)
+    return functional.leaky_relu(x, leak) if leak else functional.relu(x)
 
 
-def _active(x: Tensor) -> Tensor:
-    """Return which entries of rows (P, K), whose largest is 0, lie above t."""
-    x = x.clamp_min(-1)  # t is no lower
-    ordered = x.sort(1, descending=True).values
+def _threshold(x: Tensor) -> Tensor:
+    """Return t (P, 1) of rows (P, K) whose largest entry is 0."""
+    ordered = x.clamp_min(-1).sort(1, descending=True).values  # t is no lower
     excess = ordered.cumsum(1) - 1  # k t, if the k largest were active
     number = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     active = (ordered * number > excess).sum(1, keepdim=True)
-    return x > excess.gather(1, active - 1) / active
+    return excess.gather(1, active - 1) / active
+
+
+@torch.library.custom_op("hdcrf::project_simplex", mutates_args=())
+def _projected(x: Tensor, leak: float) -> Tensor:
+    """Do what `projected` does, by the kernel."""
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel():
+        kernels().project_simplex(plain(x), leak, result, torch.get_num_threads())
+    return result
+
+
+@torch.library.custom_op("hdcrf::project_simplex_backward", mutates_args=())
+def _gradient(gradient: Tensor, projected: Tensor, leak: float) -> Tensor:
+    """Return Jᵀ times the gradient, where J is the derivative at what was projected to `projected`."""
+    result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    if gradient.numel():
+        threads = torch.get_num_threads()
+        kernels().project_simplex_adjoint(plain(gradient), plain(projected), leak, result, threads)
+    return result
+
+
+@_projected.register_fake
+def _(x, leak):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_gradient.register_fake
+def _(gradient, projected, leak):  # type: ignore[no-untyped-def]
+    return torch.empty_like(gradient, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.leak = inputs[-1]
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    return _gradient(gradient, *ctx.saved_tensors, ctx.leak), None
+
+
+def _setup_second_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _gradient, projected, ctx.leak = inputs
+    ctx.save_for_backward(projected)
+
+
+def _second_backward(ctx, direction):  # type: ignore[no-untyped-def]
+    # J times the direction: the adjoint is linear in the gradient, and constant in the result but at kinks.
+    active = ctx.saved_tensors[0] > 0
+    mean = torch.where(active, direction, 0).sum(1, keepdim=True) / active.sum(1, keepdim=True)
+    along = direction - mean
+    return torch.where(active, along, ctx.leak * along), None, None
+
+
+_projected.register_autograd(_backward, setup_context=_setup_context)
+_gradient.register_autograd(_second_backward, setup_context=_setup_second_context)
