@@ -15,31 +15,35 @@ namespace hdcrf {
 
 constexpr int row_vectors = 4;
 
-// Some rows, turned: of label l, `row_vectors` vectors of all rows' entries.
+// Some rows, turned: of label l, `row_vectors` vectors of all rows' entries. With labels up to a whole vector, where
+// those beyond the last mean nothing.
 template <typename T>
 class TurnedRows {
+    static constexpr int L = lanes<T>;
+
 public:
-    static constexpr int64_t rows = row_vectors * lanes<T>;
+    static constexpr int64_t rows = row_vectors * L;
 
-    explicit TurnedRows(int64_t labels) : labels_(labels), values_(size_t(labels * rows)) {}
+    explicit TurnedRows(int64_t labels) : labels_(labels), values_(size_t((labels + L - 1) / L * L * rows)) {}
 
-    Vector<T> get(int64_t label, int group) const { return load(values_.data() + (label * row_vectors + group) * lanes<T>); }
+    Vector<T> get(int64_t label, int group) const { return load(values_.data() + (label * row_vectors + group) * L); }
 
     // Rows from `first` on, of `all` in the array; beyond the last one, it again.
     void fill(const T* from, int64_t first, int64_t all) {
-        constexpr int L = lanes<T>;
-        Vector<T> v[L];
-        for (int64_t label = 0; label < labels_; label += L) {
-            const int count = int(std::min<int64_t>(L, labels_ - label));
-            for (int group = 0; group < row_vectors; group++) {
-                for (int r = 0; r < L; r++) {
-                    const int64_t at = std::min(first + group * L + r, all - 1) * labels_ + label;
-                    v[r] = load_first(from + at, count, all * labels_ - at);
-                }
+        for (int group = 0; group < row_vectors; group++)
+            for (int64_t label = 0; label < labels_; label += L) {
+                const int64_t row = first + group * L, at = row * labels_ + label;
+                Vector<T> v[L];
+                if (at + (L - 1) * labels_ + L <= all * labels_)
+                    for (int r = 0; r < L; r++) v[r] = load(from + at + r * labels_);
+                else
+                    for (int r = 0; r < L; r++) {
+                        const T* of_row = from + std::min(row + r, all - 1) * labels_;
+                        v[r] = load_some(of_row + label, int(std::min<int64_t>(L, labels_ - label)));
+                    }
                 transpose<T>(v);
-                for (int l = 0; l < count; l++) store(values_.data() + ((label + l) * row_vectors + group) * L, v[l]);
+                for (int l = 0; l < L; l++) store(values_.data() + ((label + l) * row_vectors + group) * L, v[l]);
             }
-        }
     }
 
     // Write value(label, group) to rows from `first` on, before `end`.
@@ -47,20 +51,18 @@ public:
     // Vectors reach into what comes after a row: that is written later, as rows go forward and labels backward.
     template <typename Value>
     void write(T* to, int64_t first, int64_t end, const Value& value) const {
-        constexpr int L = lanes<T>;
-        Vector<T> v[L] = {};
-        for (int64_t label = (labels_ - 1) / L * L; label >= 0; label -= L) {
-            const int count = int(std::min<int64_t>(L, labels_ - label));
-            for (int group = 0; group < row_vectors; group++) {
-                for (int l = 0; l < count; l++) v[l] = value(label + l, group);
+        for (int group = 0; group < row_vectors; group++)
+            for (int64_t label = (labels_ - 1) / L * L; label >= 0; label -= L) {
+                const int64_t row = first + group * L, at = row * labels_ + label;
+                Vector<T> v[L];
+                for (int l = 0; l < L; l++) v[l] = value(label + l, group);
                 transpose<T>(v);
-                const int64_t row = first + group * L;
-                for (int r = 0; r < std::min<int64_t>(L, end - row); r++) {
-                    const int64_t at = (row + r) * labels_ + label;
-                    store_some(to + at, v[r], at + L <= end * labels_ ? L : count);
-                }
+                if (at + (L - 1) * labels_ + L <= end * labels_)
+                    for (int r = 0; r < L; r++) store(to + at + r * labels_, v[r]);
+                else
+                    for (int r = 0; r < std::min<int64_t>(L, end - row); r++)
+                        store_some(to + at + r * labels_, v[r], int(std::min<int64_t>(L, labels_ - label)));
             }
-        }
     }
 
 private:

@@ -13,11 +13,12 @@ With k the number of active entries, those above t, the derivative is (eq. 13)
 
     ∂f_λ/∂x_μ = s_λ (δ_λμ - ∂t/∂x_μ),    ∂t/∂x_μ = 1/k for active μ, else 0,
 
-where the slope s_λ is 1 for active λ, else the leak. Printed, eq. 13 takes for the slope the side of t on which
-x_μ lies; it must be x_λ, as eq. 12 says, and here it is. At x_λ = t, where f_λ has a kink, the slope is the leak.
+where the slope s_λ is 1 for active λ, else the leak. As printed, eq. 13 takes the slope from the side of t on
+which x_μ lies; by eq. 12 it must be that of x_λ, and here it is. At x_λ = t, where f_λ has a kink, the slope
+is the leak.
 
-Reference: Larsson et al., A Projected Gradient Descent Method for CRF Inference Allowing End-To-End Training of
-Arbitrary Pairwise Potentials, EMMCVPR 2017, supplement, "Simplex Projection" (algorithm 2); Chen and Ye,
+Reference: Larsson, Arnab, Kahl, Zheng and Torr, Learning Arbitrary Pairwise Potentials in CRFs for Semantic
+Segmentation, 2017, supplement, "Simplex Projection" (algorithm 2, eqs. 12 and 13); after Chen and Ye,
 Projection onto a simplex, arXiv:1101.6081, 2011.
 """
 
@@ -29,6 +30,7 @@ from torch.nn import functional
 
 from voxel.backend import kernels, plain, uses_native
 from voxel.checks import check_count, check_finite, check_floating, check_number
+from voxel.memory import new_large
 from voxel.precision import full_precision
 
 __all__ = ["project_simplex", "projected"]
@@ -38,7 +40,7 @@ __all__ = ["project_simplex", "projected"]
 def project_simplex(x: Tensor, dim: int = -1, leak: float = 0.0, *, backend: str = "auto") -> Tensor:
     """Project onto the probability simplex along a dimension, exactly or with a leak.
 
-    The result is x - t where that is positive, and leak · (x - t) elsewhere, where t is such that the positive
+    The result is x - t where that is positive, and leak · (x - t) elsewhere, with t such that the positive
     part sums to 1. Without a leak that is the nearest distribution to x.
 
     Args:
@@ -54,8 +56,8 @@ def project_simplex(x: Tensor, dim: int = -1, leak: float = 0.0, *, backend: str
 
     Raises:
         TypeError: If `x` is not a floating tensor, or `dim` or `leak` is of the wrong type.
-        ValueError: If `x` is not finite, if `dim` is not one of its dimensions or is empty, if the leak is not
-            in [0, 1], or if the backend is unknown or cannot run.
+        ValueError: If `x` is not finite, if `dim` is not one of its dimensions or is empty, if the leak is
+            not in [0, 1], or if the backend is unknown or cannot run.
 
     Differentiable in `x`, also twice; the second derivative is zero. Deterministic.
 
@@ -72,11 +74,10 @@ def _check(x: Tensor, dim: int, leak: float) -> tuple[int, float]:
     check_floating("x", x)
     if x.dim() == 0:
         raise ValueError("`x` must have a dimension to project along, got a scalar; give it a shape")
-    dim = check_count("dim", dim, -x.dim(), x.dim() - 1)
+    dim = check_count("dim", dim, -x.dim(), x.dim() - 1) % x.dim()
     if x.shape[dim] == 0:
         raise ValueError(
-            f"`x` must have an entry or more along dimension {dim}, got shape {tuple(x.shape)}; "
-            "no distribution is over nothing"
+            f"`x` must have an entry or more along dimension {dim}, got shape {tuple(x.shape)}; give it one"
         )
     leak = check_number("leak", leak)
     if not 0 <= leak <= 1:
@@ -95,8 +96,8 @@ def projected(
     if native:
         result: Tensor = _projected(x, leak)
         return result
-    # The projection does not change if a number is added to a row: with its largest entry at 0, t lies in [-1, 0),
-    # and numbers of any size leave its digits alone.
+    # The projection does not change if a number is added to a row: with its largest entry at 0, t lies in
+    # [-1, 0), and numbers of any size leave its digits alone.
     x = x - x.detach().amax(1, keepdim=True)
     x = x - _threshold(x.detach())
     active = x > 0
@@ -111,14 +112,14 @@ def _threshold(x: Tensor) -> Tensor:
     ordered = x.clamp_min(-1).sort(1, descending=True).values  # t is no lower
     excess = ordered.cumsum(1) - 1  # k t, if the k largest were active
     number = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
-    active = (ordered * number > excess).sum(1, keepdim=True)
+    active = (ordered * number > excess).sum(1, keepdim=True).clamp_min(1)  # none in a row with NaN
     return excess.gather(1, active - 1) / active
 
 
 @torch.library.custom_op("hdcrf::project_simplex", mutates_args=())
 def _projected(x: Tensor, leak: float) -> Tensor:
     """Do what `projected` does, by the kernel."""
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    result = new_large(x, x.shape)
     if x.numel():
         kernels().project_simplex(plain(x), leak, result, torch.get_num_threads())
     return result
@@ -127,7 +128,7 @@ def _projected(x: Tensor, leak: float) -> Tensor:
 @torch.library.custom_op("hdcrf::project_simplex_backward", mutates_args=())
 def _gradient(gradient: Tensor, projected: Tensor, leak: float) -> Tensor:
     """Return Jᵀ times the gradient, where J is the derivative at what was projected to `projected`."""
-    result = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    result = new_large(gradient, gradient.shape)
     if gradient.numel():
         threads = torch.get_num_threads()
         kernels().project_simplex_adjoint(plain(gradient), plain(projected), leak, result, threads)
