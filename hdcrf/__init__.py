@@ -18,6 +18,7 @@ from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
 from hdcrf.point_crf import PointCRF
 from hdcrf.potentials import labels_from_annotation, logits_from_labels, logits_from_probabilities
 from hdcrf.refine import refine
+from hdcrf.relaxed import CRFGrad, PointCRFGrad, VolumeCRFGrad, project_simplex, round_labels
 from hdcrf.transfer import transfer_labels
 from hdcrf.trilateral_crf import TrilateralCRF
 from hdcrf.video_crf import VideoCRF
@@ -26,16 +27,19 @@ from hdcrf.volume_crf import VolumeCRF
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRFGrad",
     "Compatibility",
     "DenseCRF",
     "ExactGaussian",
     "MeanFieldResult",
     "PairwiseKernel",
     "PointCRF",
+    "PointCRFGrad",
     "SmoothnessKernel",
     "TrilateralCRF",
     "VideoCRF",
     "VolumeCRF",
+    "VolumeCRFGrad",
     "bilateral_features",
     "build_filter",
     "gaussian_filter",
@@ -46,7 +50,9 @@ __all__ = [
     "pairwise_kernel",
     "point_features",
     "points_in_blocks",
+    "project_simplex",
     "refine",
+    "round_labels",
     "transfer_labels",
     "trilateral_features",
     "video_features",

@@ -6,22 +6,28 @@ import pytest
 
 import hdcrf
 import hdcrf.gaussian
+import hdcrf.relaxed
 import lattice
 import voxel
 
 NAMES = {
-    hdcrf: """Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF SmoothnessKernel
-        TrilateralCRF VideoCRF VolumeCRF bilateral_features build_filter gaussian_filter
-        labels_from_annotation logits_from_labels logits_from_probabilities mean_field pairwise_kernel
-        point_features points_in_blocks refine transfer_labels trilateral_features video_features
-        video_in_windows volume_features volume_in_blocks""",
-    hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF GaussianMeanFieldNetwork
-        GridTerms LowRankTerms MultiResolutionTerms NotPositiveDefiniteError PairwiseTerms
-        PottsMatrix SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms
-        affinity affinity_loss bilateral_solve conjugate_gradient energy gauss_seidel
-        gaussian_mean_field gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity
-        similarity_loss solve video_in_contexts""",
-    lattice: """PermutohedralLattice barycentric_weights corner_coordinates elevate enclosing_simplex""",
+    hdcrf: """CRFGrad Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF
+        PointCRFGrad SmoothnessKernel TrilateralCRF VideoCRF VolumeCRF VolumeCRFGrad bilateral_features
+        build_filter gaussian_filter labels_from_annotation logits_from_labels logits_from_probabilities
+        mean_field pairwise_kernel point_features points_in_blocks project_simplex refine round_labels
+        transfer_labels trilateral_features video_features video_in_windows volume_features
+        volume_in_blocks""",
+    hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF
+        GaussianMeanFieldNetwork GridTerms LowRankTerms MultiResolutionTerms NotPositiveDefiniteError
+        PairwiseTerms PottsMatrix SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms
+        affinity affinity_loss bilateral_solve conjugate_gradient energy gauss_seidel gaussian_mean_field
+        gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity similarity_loss solve
+        video_in_contexts""",
+    hdcrf.relaxed: """BilateralPotential CRFGrad PairwisePotential PointCRFGrad RelaxedEnergy
+        RelaxedResult SpatialPotential VolumeCRFGrad parallel_mean_field project_simplex
+        projected_gradient round_labels""",
+    lattice: """BilateralConv PermutohedralConv PermutohedralLattice barycentric_weights
+        corner_coordinates elevate enclosing_simplex neighbourhood_lattice neighbourhood_offsets""",
     voxel: """CoordinateIndex CoordinateRangeError FilterOperator GaussianConv SparseBatchNorm SparseConv
         SparseConvTranspose SparseMatrix SparseTensor SplatBlurSlice VoxelGrid VoxelSet kernel_map
         kernel_offsets pairs_within unique_rows""",
