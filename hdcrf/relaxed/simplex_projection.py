@@ -109,7 +109,7 @@ def projected(
 
 def _threshold(x: Tensor) -> Tensor:
     """Return t (P, 1) of rows (P, K) whose largest entry is 0."""
-    ordered = x.clamp_min(-1).sort(1, descending=True).values  # t is no lower
+    ordered = x.sort(1, descending=True).values
     excess = ordered.cumsum(1) - 1  # k t, if the k largest were active
     number = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     active = (ordered * number > excess).sum(1, keepdim=True).clamp_min(1)  # none in a row with NaN
