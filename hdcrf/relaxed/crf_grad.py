@@ -6,10 +6,8 @@ Reference: Larsson et al., Learning Arbitrary Pairwise Potentials in CRFs for Se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from hdcrf.features import bilateral_features, check_spacing, volume_features
@@ -17,7 +15,6 @@ from hdcrf.layer_inputs import Bandwidth, bandwidth_in_range, log_parameter, wor
 from hdcrf.relaxed.energy import RelaxedEnergy
 from hdcrf.relaxed.layer import GradientLayer, GradientOptions, GridGradientLayer
 from hdcrf.relaxed.projected_gradient import RelaxedResult
-from hdcrf.relaxed.rounding import round_labels
 from voxel.checks import (
     check_batch_index,
     check_count,
@@ -63,12 +60,13 @@ class CRFGrad(GridGradientLayer):
         sigma_rgb: σ_rgb in the guide's own units: 13 suits a guide from 0 to 255.
         leak: α: in training the projection onto the simplex has this slope below zero rather than none, so
             that gradients get through; in evaluation there is no leak.
-        epsilon: ε, which bounds unary costs and, likewise, the logits that are returned.
+        epsilon: ε, which bounds what an overconfident network can say.
         normalization: Of k', as the Gaussian that it starts at has it: "symmetric" or "none".
         learn: Which parameters are trained: any of "unary", "spatial", "bilateral" and "bandwidths".
         inference: "gradient", or "mean_field" on the same energy, to compare.
-        output: What `forward` returns: "relaxed" labels on the simplex, or "logits", log(q + ε), for a loss
-            that applies softmax itself.
+        output: What `forward` returns: "relaxed" labels q on the simplex, or "logits", -∂E/∂q: what each
+            pixel makes of its unary costs and of the others' labels. They are for a loss that applies softmax
+            itself, and pass on gradients where q has become whole labels.
         backend: "auto", compiled kernels where they can run; "reference", PyTorch; or "native", the kernels.
 
     Attributes:
@@ -247,7 +245,7 @@ class PointCRFGrad(GradientLayer):
             ValueError: If shapes or devices do not match, an entry is not finite, or a feature is so large
                 that the lattice's coordinates overflow.
         """
-        return self._wanted(self.infer(logits, features, batch).relaxed)
+        return self._refined(logits, features, batch)
 
     @full_precision
     def energy(self, logits: Tensor, features: Tensor, batch: Tensor | None = None) -> RelaxedEnergy:
@@ -271,7 +269,6 @@ class PointCRFGrad(GradientLayer):
             check_batch_index("batch", batch, len(logits), logits)
         return RelaxedEnergy(self._unary(logits), self._bilateral(features, batch, None, "point"))
 
-    @full_precision
     def infer(
         self,
         logits: Tensor,
@@ -296,17 +293,11 @@ class PointCRFGrad(GradientLayer):
         Raises:
             TypeError, ValueError: As `forward`.
         """
-        energy = self.energy(logits, features, batch)
-        result = self._minimise(energy, working_precision(logits), self._current_leak(), track, progress)
-        return replace(result, relaxed=result.relaxed.to(logits.dtype))
+        return self._inferred(logits, features, batch, track=track, progress=progress)
 
-    @torch.no_grad()
-    @full_precision
     def labels(self, logits: Tensor, features: Tensor, batch: Tensor | None = None) -> Tensor:
         """Refine without a leak, and round to labels (N,), int64, whose energy is no higher.
 
         Arguments and errors as `forward`. See `hdcrf.round_labels`.
         """
-        energy = self.energy(logits, features, batch)
-        result = self._minimise(energy, working_precision(logits), 0.0, False, None)
-        return round_labels(energy, result.relaxed)
+        return self._labelled(logits, features, batch)

@@ -166,12 +166,12 @@ class GradientLayer(nn.Module):
     def _minimise(
         self,
         energy: RelaxedEnergy,
-        rows: Tensor,
+        logits: Tensor,
         leak: float,
-        track: bool,
-        progress: Callable[[int], object] | None,
+        track: bool = False,
+        progress: Callable[[int], object] | None = None,
     ) -> RelaxedResult:
-        start = torch.softmax(rows, 1)
+        start = torch.softmax(self._rows(working_precision(logits)), 1)
         common: dict[str, Any] = {"iterations": self.iterations, "track": track, "progress": progress}
         if self.inference == "mean_field":
             return parallel_mean_field(energy, start, **common)
@@ -179,17 +179,43 @@ class GradientLayer(nn.Module):
             energy, start, step_size=self.step_size, leak=leak, backend=self.backend, **common
         )
 
-    def _current_leak(self) -> float:
-        """Return the leak in training, none in evaluation."""
-        return self.leak if self.training else 0.0
+    @abstractmethod
+    def energy(self, logits: Tensor, *guides: Any) -> RelaxedEnergy:
+        """Return the energy over the P points."""
 
-    def _wanted(self, relaxed: Tensor) -> Tensor:
-        """Return relaxed labels, or logits of them, as `output` says."""
-        if self.output == "relaxed":
-            return relaxed
-        # log(q + ε), continued below 0, where a leak may lead, by its tangent: its gradient never vanishes.
-        inside = relaxed.clamp(min=0)
-        return torch.log(inside + self.epsilon) + (relaxed - inside) / self.epsilon
+    def _rows(self, logits: Tensor) -> Tensor:
+        """Return logits as rows (P, K)."""
+        return logits
+
+    def _shaped(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Return (P, …) rows in the shape that the logits came in."""
+        return rows
+
+    @full_precision
+    def _refined(self, logits: Tensor, *guides: Any) -> Tensor:
+        """Return what `forward` returns."""
+        energy = self.energy(logits, *guides)
+        rows = self._minimise(energy, logits, self.leak if self.training else 0.0).relaxed
+        if self.output == "logits":
+            rows = -energy.gradient(rows)
+        return self._shaped(rows, logits).to(logits.dtype)
+
+    @full_precision
+    def _inferred(
+        self, logits: Tensor, *guides: Any, track: bool, progress: Callable[[int], object] | None
+    ) -> RelaxedResult:
+        """Return what `infer` returns."""
+        energy = self.energy(logits, *guides)
+        leak = self.leak if self.training else 0.0
+        result = self._minimise(energy, logits, leak, track, progress)
+        return replace(result, relaxed=self._shaped(result.relaxed, logits).to(logits.dtype))
+
+    @torch.no_grad()
+    @full_precision
+    def _labelled(self, logits: Tensor, *guides: Any) -> Tensor:
+        """Return what `labels` returns."""
+        energy = self.energy(logits, *guides)
+        return self._shaped(round_labels(energy, self._minimise(energy, logits, 0.0).relaxed), logits)
 
     def extra_repr(self) -> str:
         """Describe the model in `repr`."""
@@ -266,8 +292,7 @@ class GridGradientLayer(GradientLayer):
             ValueError: If shapes or devices do not match, an entry is not finite, a sigma is so small that
                 the lattice's coordinates overflow, or the numbers leave the range of their dtype.
         """
-        result = self.infer(logits, guide)
-        return self._wanted(result.relaxed)
+        return self._refined(logits, guide)
 
     @full_precision
     def energy(self, logits: Tensor, guide: Tensor) -> RelaxedEnergy:
@@ -300,7 +325,6 @@ class GridGradientLayer(GradientLayer):
             potentials += self._bilateral(features, index, axes, self._place)
         return RelaxedEnergy(self._unary(self._rows(logits)), potentials)
 
-    @full_precision
     def infer(
         self,
         logits: Tensor,
@@ -323,25 +347,19 @@ class GridGradientLayer(GradientLayer):
         Raises:
             TypeError, ValueError: As `forward`.
         """
-        energy = self.energy(logits, guide)
-        rows = self._rows(working_precision(logits))
-        result = self._minimise(energy, rows, self._current_leak(), track, progress)
-        batch, labels, *sizes = logits.shape
-        relaxed = result.relaxed.view(batch, *sizes, labels).movedim(-1, 1)
-        return replace(result, relaxed=relaxed.to(logits.dtype))
+        return self._inferred(logits, guide, track=track, progress=progress)
 
-    @torch.no_grad()
-    @full_precision
     def labels(self, logits: Tensor, guide: Tensor) -> Tensor:
         """Refine without a leak, and round to labels (B, *S), int64, whose energy is no higher.
 
         Arguments and errors as `forward`. See `hdcrf.round_labels`.
         """
-        energy = self.energy(logits, guide)
-        rows = self._rows(working_precision(logits))
-        relaxed = self._minimise(energy, rows, 0.0, False, None).relaxed
-        return round_labels(energy, relaxed).view(logits.shape[0], *logits.shape[2:])
+        return self._labelled(logits, guide)
 
-    @staticmethod
-    def _rows(logits: Tensor) -> Tensor:
+    def _rows(self, logits: Tensor) -> Tensor:
         return logits.movedim(1, -1).reshape(-1, logits.shape[1])
+
+    def _shaped(self, rows: Tensor, logits: Tensor) -> Tensor:
+        batch, _, *sizes = logits.shape
+        grid = rows.view(batch, *sizes, *rows.shape[1:])
+        return grid if rows.dim() == 1 else grid.movedim(-1, 1)
