@@ -39,12 +39,19 @@ try:
     from benchmarks import unary_network
     from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
     from benchmarks.street_frames import UNKNOWN, Frames, enlarge, random_frames, recoloured
-    from benchmarks.unary_network import NetworkBudget, Progress, Unary, convolution, report, trained_networks
+    from benchmarks.unary_network import (
+        NetworkBudget,
+        Progress,
+        convolution,
+        report,
+        train_further,
+        trained_networks,
+    )
 except ModuleNotFoundError:  # run as a script
     import unary_network
     from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
     from street_frames import UNKNOWN, Frames, enlarge, random_frames, recoloured
-    from unary_network import NetworkBudget, Progress, Unary, convolution, report, trained_networks
+    from unary_network import NetworkBudget, Progress, convolution, report, train_further, trained_networks
 
 
 @dataclass(frozen=True)
@@ -208,26 +215,6 @@ def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, n
     head.eval()
 
 
-def train_further(network: Unary, head: Head | None, frames: Frames, budget: HeadBudget, name: str) -> None:
-    """Train a network, and the head on it if there is one, on all fit frames with a small learning rate."""
-    steps = budget.joint_steps
-    groups = [{"params": network.parameters(), "lr": 5e-4}]
-    if head is not None:
-        groups.append({"params": head.parameters(), "lr": 5e-4})
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = Progress(name, steps)
-    for _ in range(steps):
-        picks = random_frames(frames, budget.frames, head is not None and head.context is not None)
-        images, labels = recoloured(frames.images[picks]), frames.labels[picks]
-        if torch.rand(()) < 0.5:
-            images, labels = images.flip(-1), labels.flip(-1)
-        logits = network(images)
-        losses.step(
-            frames.loss(logits if head is None else head(logits, images), labels), optimizer, schedule
-        )
-
-
 def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
     """Train everything for one seed, and score it on the frames after the fit ones."""
     budget = QUICK if arguments.quick else HeadBudget()
@@ -236,7 +223,8 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     networks = trained_networks(frames, network_budget, seed, name, arguments.networks)
     check = [slice(frames.fit, len(frames))]
     longer = copy.deepcopy(networks.network)
-    _, seconds = timed(train_further, longer, None, frames, budget, f"{name}, network further")
+    joint_steps = (budget.joint_steps, budget.frames)
+    _, seconds = timed(train_further, longer, None, frames, *joint_steps, f"{name}, network further")
     logits = networks.checked(networks.network, frames)
     rows = {
         "unary": Row(score(None, frames, logits, check), count(networks.network), networks.seconds),
@@ -250,7 +238,16 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         _, seconds = timed(train_head, head, frames, logits, budget, f"{name}, {method}")
         rows[method] = Row(score(head, frames, logits, check), count(head), seconds)
         joint, joint_head = copy.deepcopy((networks.network, head))
-        _, seconds = timed(train_further, joint, joint_head, frames, budget, f"{name}, {method}, jointly")
+        _, seconds = timed(
+            train_further,
+            joint,
+            joint_head,
+            frames,
+            *joint_steps,
+            f"{name}, {method}, jointly",
+            [{"params": joint_head.parameters(), "lr": 5e-4}],
+            method in CONTEXTS,
+        )
         values = networks.checked(joint, frames)
         rows[f"{method}, jointly"] = Row(
             score(joint_head, frames, values, check), count(joint, joint_head), seconds

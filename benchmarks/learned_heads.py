@@ -31,13 +31,13 @@ import hdcrf
 try:
     from benchmarks import unary_network
     from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from benchmarks.street_frames import Frames, random_frames, recoloured, windows
-    from benchmarks.unary_network import NetworkBudget, Progress, Unary, report, trained_networks
+    from benchmarks.street_frames import Frames, random_frames, windows
+    from benchmarks.unary_network import NetworkBudget, Progress, report, train_further, trained_networks
 except ModuleNotFoundError:  # run as a script
     import unary_network
     from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from street_frames import Frames, random_frames, recoloured, windows
-    from unary_network import NetworkBudget, Progress, Unary, report, trained_networks
+    from street_frames import Frames, random_frames, windows
+    from unary_network import NetworkBudget, Progress, report, train_further, trained_networks
 
 
 @dataclass(frozen=True)
@@ -156,29 +156,6 @@ def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, n
     return losses
 
 
-def train_further(
-    network: Unary, head: Head | None, frames: Frames, budget: HeadBudget, name: str, video: bool
-) -> Progress:
-    """Train a network, and the head on it if there is one, on all fit frames with a small learning rate."""
-    steps = budget.joint_steps
-    groups: list[dict[str, Any]] = [{"params": network.parameters(), "lr": 5e-4}]
-    if head is not None:
-        groups += parameter_groups(head, 0.01, 0.005)
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = Progress(name, steps)
-    for _ in range(steps):
-        picks = random_frames(frames, budget.frames, video)
-        images, labels = recoloured(frames.images[picks]), frames.labels[picks]
-        if torch.rand(()) < 0.5:
-            images, labels = images.flip(-1), labels.flip(-1)
-        logits = network(images)
-        losses.step(
-            frames.loss(logits if head is None else head(logits, images), labels), optimizer, schedule
-        )
-    return losses
-
-
 def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
     """Train everything for one seed, and score it on the frames after the fit ones."""
     budget = QUICK if arguments.quick else HeadBudget()
@@ -188,7 +165,8 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     networks = trained_networks(frames, network_budget, seed, name, arguments.networks)
     network = networks.network
     longer = copy.deepcopy(network)
-    _, longer_seconds = timed(train_further, longer, None, frames, budget, f"{name}, network further", False)
+    joint_steps = (budget.joint_steps, budget.frames)
+    _, longer_seconds = timed(train_further, longer, None, frames, *joint_steps, f"{name}, network further")
     outcome.remarks.append(
         f"{name}: {network_budget.blocks} networks to train heads by, {networks.unseen_seconds:.0f} s"
     )
@@ -202,7 +180,14 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         _, head_seconds = timed(train_head, head, frames, logits, budget, f"{name}, {table}, head")
         joint, joint_head = copy.deepcopy((network, head))
         _, joint_seconds = timed(
-            train_further, joint, joint_head, frames, budget, f"{name}, {table}, jointly", of_video
+            train_further,
+            joint,
+            joint_head,
+            frames,
+            *joint_steps,
+            f"{name}, {table}, jointly",
+            parameter_groups(joint_head, 0.01, 0.005),
+            of_video,
         )
         joint_logits = networks.checked(joint, frames)
         check = windows(frames.fit, len(frames), budget.frames if of_video else 1)

@@ -15,14 +15,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 try:
-    from benchmarks.street_frames import Frames, enlarge, random_crop, recoloured
+    from benchmarks.street_frames import Frames, enlarge, random_crop, random_frames, recoloured
 except ModuleNotFoundError:  # run as a script
-    from street_frames import Frames, enlarge, random_crop, recoloured
+    from street_frames import Frames, enlarge, random_crop, random_frames, recoloured
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,46 @@ class Progress:
             first, last = statistics.fmean(self.losses[:few]), statistics.fmean(self.losses[-few:])
             seconds = time.perf_counter() - self.start
             report(f"{self.name}: loss {first:.3f} -> {last:.3f}, {self.steps} steps, {seconds:.0f} s")
+
+
+def train_further(
+    network: Unary,
+    head: nn.Module | None,
+    frames: Frames,
+    steps: int,
+    batch: int,
+    name: str,
+    head_groups: Sequence[dict[str, Any]] = (),
+    video: bool = False,
+) -> None:
+    """Train a network, and the head on it if there is one, on all fit frames with a small learning rate.
+
+    Args:
+        network: Changed in place.
+        head: Takes logits and images; changed in place.
+        frames: Of which `batch` are drawn for each step, in a row if `video`.
+        steps: How many.
+        batch: Frames of a step.
+        name: For the line about the losses.
+        head_groups: The head's parameters with their learning rates, as an optimizer takes them.
+        video: Whether the head sees a window of a video.
+    """
+    groups = [{"params": network.parameters(), "lr": 5e-4}, *head_groups]
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses = Progress(name, steps)
+    if head is not None:
+        head.train()
+    for _ in range(steps):
+        picks = random_frames(frames, batch, video)
+        images, labels = recoloured(frames.images[picks]), frames.labels[picks]
+        if torch.rand(()) < 0.5:
+            images, labels = images.flip(-1), labels.flip(-1)
+        logits = network(images)
+        refined = logits if head is None else head(logits, images)
+        losses.step(frames.loss(refined, labels), optimizer, schedule)
+    if head is not None:
+        head.eval()
 
 
 @torch.no_grad()

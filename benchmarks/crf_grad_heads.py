@@ -1,0 +1,253 @@
+"""Do learned pairwise potentials pay? Mean IoU of the network of `learned_heads.py` with CRF-Grad on it.
+
+    python benchmarks/crf_grad_heads.py --images DIR --labels DIR --void 11 --networks DIR --jobs 2
+    python benchmarks/crf_grad_heads.py --images DIR --labels DIR --void 11 --quick
+
+The four rows of table 1 of Larsson et al. 2017: spatial potentials alone, and spatial and bilateral ones
+("full"); of Gaussian shape, with the parameters that are best on a third of the fit frames, or learned.
+Learned spatial potentials start at nothing, bilateral ones at the best Gaussians.
+
+Frames, split, networks and losses are those of `learned_heads.py`; with the same `--networks` folder the
+networks are the very same. Heads are trained on logits of networks that have not seen the frame and do not
+change, and after that jointly with the network. `--out-dir` takes pictures of what the first seed learned,
+and of how energy and mean IoU of the full learned model go with the number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hdcrf
+from hdcrf.pictures import convergence_plot, filter_plot, tap_plot
+
+try:
+    from benchmarks import unary_network
+    from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from benchmarks.street_frames import Frames, random_frames, windows
+    from benchmarks.unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+except ModuleNotFoundError:  # run as a script
+    import unary_network
+    from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from street_frames import Frames, random_frames, windows
+    from unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+
+
+@dataclass(frozen=True)
+class HeadBudget:
+    """How long to train heads, and the grids to search."""
+
+    head_steps: int = 60
+    joint_steps: int = 24
+    frames: int = 4  # of a step
+    window: int = 9
+    spatial_weights: Sequence[float] = (1.0, 2.0, 4.0)
+    spatial_sigmas: Sequence[float] = (1.0, 3.0)
+    bilateral_weights: Sequence[float] = (2.0, 4.0, 8.0)
+    sigmas_xy: Sequence[float] = (0.05, 0.1)  # of the image's diagonal
+    sigmas_rgb: Sequence[float] = (8.0, 16.0)
+    most_steps: int = 12  # of the curves
+
+
+QUICK = HeadBudget(
+    head_steps=3,
+    joint_steps=2,
+    frames=2,
+    window=3,
+    spatial_weights=(2.0,),
+    spatial_sigmas=(1.0, 3.0),
+    bilateral_weights=(4.0,),
+    sigmas_xy=(0.1,),
+    sigmas_rgb=(16.0,),
+    most_steps=2,
+)
+
+RATES = {"unary_weight": 0.03, "spatial_filters": 3e-4, "bilateral_taps": 3e-3}
+
+MODELS = ("spatial, Gaussian", "spatial, learned", "full, Gaussian", "full, learned")
+COMPARISONS = (
+    *((model, "unary") for model in MODELS),
+    ("spatial, learned", "spatial, Gaussian"),
+    ("full, learned", "full, Gaussian"),
+    *((f"{model}, jointly", "unary, trained as long") for model in MODELS),
+)
+
+
+def fixed_head(num_labels: int, **parameters: Any) -> hdcrf.CRFGrad:
+    return hdcrf.CRFGrad(num_labels, output="logits", learn=(), **parameters).eval()
+
+
+def learned_head(num_labels: int, **parameters: Any) -> hdcrf.CRFGrad:
+    return hdcrf.CRFGrad(num_labels, output="logits", **parameters)
+
+
+def choose_parameters(
+    frames: Frames, logits: Tensor, fixed: dict[str, Any], axes: dict[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Return the parameters of a grid that have the best mean IoU on a third of the fit frames."""
+    chosen = windows(0, frames.fit, 1)[::3]
+    scores = {}
+    for values in itertools.product(*axes.values()):
+        parameters = {**fixed, **dict(zip(axes, values, strict=True))}
+        head = fixed_head(frames.num_labels, **parameters)
+        scores[mean_iou(score(head, frames, logits, chosen))] = parameters
+    return scores[max(scores)]
+
+
+def groups_of(head: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """Return a head's parameters with their learning rates times a factor."""
+    return [
+        {"params": [parameter], "lr": factor * RATES[name]}
+        for name, parameter in head.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def train_head(head: hdcrf.CRFGrad, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
+    """Train a head on logits (N, K, H, W) of networks that have not seen the frame."""
+    groups = groups_of(head, 1.0)
+    optimizer = torch.optim.Adam(groups)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=budget.head_steps, pct_start=0.2
+    )
+    losses = Progress(name, budget.head_steps)
+    head.train()
+    for _ in range(budget.head_steps):
+        picks = random_frames(frames, budget.frames, False)
+        batch = [logits[picks], frames.images[picks], frames.labels[picks]]
+        if torch.rand(()) < 0.5:
+            batch = [part.flip(-1) for part in batch]
+        losses.step(frames.loss(head(*batch[:2]), batch[2]), optimizer, schedule)
+    head.eval()
+
+
+def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
+    """Train everything for one seed, and score it on the frames after the fit ones."""
+    budget = QUICK if arguments.quick else HeadBudget()
+    network_budget = unary_network.QUICK if arguments.quick else NetworkBudget()
+    name = f"seed {seed}"
+    networks = trained_networks(frames, network_budget, seed, name, arguments.networks)
+    check = windows(frames.fit, len(frames), 1)
+    joint_steps = (budget.joint_steps, budget.frames)
+    longer = copy.deepcopy(networks.network)
+    _, seconds = timed(train_further, longer, None, frames, *joint_steps, f"{name}, network further")
+    logits = networks.checked(networks.network, frames)
+    rows = {
+        "unary": Row(score(None, frames, logits, check), count(networks.network), networks.seconds),
+        "unary, trained as long": Row(
+            score(None, frames, networks.checked(longer, frames), check), count(longer), seconds
+        ),
+    }
+    outcome = Outcome({"CRF-Grad": rows})
+    diagonal = float(torch.tensor(frames.images.shape[-2:]).float().norm())
+    spatial, spatial_seconds = timed(
+        choose_parameters,
+        frames,
+        logits,
+        {"window": budget.window, "neighbourhood": None},
+        {"spatial_weight": budget.spatial_weights, "spatial_sigma": budget.spatial_sigmas},
+    )
+    full, full_seconds = timed(
+        choose_parameters,
+        frames,
+        logits,
+        {**spatial, "neighbourhood": 1},
+        {
+            "bilateral_weight": budget.bilateral_weights,
+            "sigma_xy": [share * diagonal for share in budget.sigmas_xy],
+            "sigma_rgb": budget.sigmas_rgb,
+        },
+    )
+    outcome.remarks += [
+        f"{name}, {model}: {found}" for model, found in (("spatial", spatial), ("full", full))
+    ]
+    start = {"spatial_weight": 0.0}
+    heads = {
+        "spatial, Gaussian": (fixed_head(frames.num_labels, **spatial), spatial_seconds),
+        "spatial, learned": (learned_head(frames.num_labels, **spatial | start), 0.0),
+        "full, Gaussian": (fixed_head(frames.num_labels, **full), full_seconds),
+        "full, learned": (learned_head(frames.num_labels, **full | start), 0.0),
+    }
+    for model, (head, chosen_seconds) in heads.items():
+        seconds = chosen_seconds
+        if "learned" in model:
+            _, seconds = timed(train_head, head, frames, logits, budget, f"{name}, {model}")
+        rows[model] = Row(score(head, frames, logits, check), count(head), seconds)
+        joint, joint_head = copy.deepcopy((networks.network, head))
+        _, seconds = timed(
+            train_further,
+            joint,
+            joint_head,
+            frames,
+            *joint_steps,
+            f"{name}, {model}, jointly",
+            groups_of(joint_head, 0.3),
+        )
+        values = networks.checked(joint, frames)
+        rows[f"{model}, jointly"] = Row(
+            score(joint_head.eval(), frames, values, check), count(joint, joint_head), seconds
+        )
+    outcome.remarks.append(f"{name}, full, learned: unary weight {head.unary_weight.item():.3g}")
+    outcome.remarks.append(
+        f"{name}, full, learned, mean IoU by steps: {steps_of(head, frames, logits, budget)}"
+    )
+    if arguments.out_dir is not None and seed == 0:
+        draw(arguments.out_dir, heads["spatial, learned"][0], head, frames, logits, budget)
+    for method, row in rows.items():
+        report(f"{name}, {method}: mean IoU {mean_iou(row.iou):.4f}")
+    return outcome
+
+
+def scores_by_steps(head: hdcrf.CRFGrad, frames: Frames, logits: Tensor, budget: HeadBudget) -> list[float]:
+    """Return the mean IoU of the check frames after 0, 1, … steps, of the label with the largest share."""
+    counted = copy.deepcopy(head)
+    counted.output = "relaxed"
+    scores = []
+    for counted.iterations in range(budget.most_steps + 1):
+        found = score(counted, frames, logits, windows(frames.fit, len(frames), 1))
+        scores.append(100 * mean_iou(found))
+    return scores
+
+
+@torch.inference_mode()
+def draw(
+    folder: Path,
+    spatial: hdcrf.CRFGrad,
+    full: hdcrf.CRFGrad,
+    frames: Frames,
+    logits: Tensor,
+    budget: HeadBudget,
+) -> None:
+    """Write pictures of the learned filters and of the convergence."""
+    folder.mkdir(parents=True, exist_ok=True)
+    filter_plot(spatial.spatial_filters).savefig(folder / "spatial_filters.png", dpi=100)
+    tap_plot(full.bilateral_taps, full.dimension, full.neighbourhood).savefig(
+        folder / "bilateral_taps.png", dpi=100
+    )
+    counted = copy.deepcopy(full)
+    counted.iterations = budget.most_steps
+    energies = [
+        counted.infer(logits[[index]], frames.images[[index]], track=True).energy
+        for index in range(frames.fit, len(frames))
+    ]
+    figure = convergence_plot(torch.stack(energies), scores_by_steps(full, frames, logits, budget))
+    figure.savefig(folder / "convergence.png", dpi=100)
+
+
+def main() -> None:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--out-dir", type=Path, metavar="DIR", help="folder for pictures of the first seed")
+    run(parser, measure, COMPARISONS)
+
+
+if __name__ == "__main__":
+    main()
