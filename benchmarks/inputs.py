@@ -18,9 +18,10 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 @cache
 def photo(name: str, height: int, width: int) -> np.ndarray:
-    """Return one of scikit-image's photos at another size, (H, W, 3) uint8."""
+    """Return one of scikit-image's photos at another size, (H, W, 3) uint8; a grey one three times."""
     resized = transform.resize(getattr(data, name)(), (height, width), anti_aliasing=True)
-    return np.round(resized * 255).astype(np.uint8)
+    picture = np.round(resized * 255).astype(np.uint8)
+    return np.repeat(picture[:, :, None], 3, 2) if picture.ndim == 2 else picture
 
 
 def bilateral_cloud(name: str, height: int, width: int, sigma_xy: float, sigma_rgb: float) -> torch.Tensor:
