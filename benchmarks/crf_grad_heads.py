@@ -197,9 +197,8 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
             score(joint_head.eval(), frames, values, check), count(joint, joint_head), seconds
         )
     outcome.remarks.append(f"{name}, full, learned: unary weight {head.unary_weight.item():.3g}")
-    outcome.remarks.append(
-        f"{name}, full, learned, mean IoU by steps: {steps_of(head, frames, logits, budget)}"
-    )
+    steps = ", ".join(f"{value:.1f}" for value in scores_by_steps(head, frames, logits, budget))
+    outcome.remarks.append(f"{name}, full, learned, mean IoU by steps: {steps}")
     if arguments.out_dir is not None and seed == 0:
         draw(arguments.out_dir, heads["spatial, learned"][0], head, frames, logits, budget)
     for method, row in rows.items():
