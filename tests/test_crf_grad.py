@@ -78,7 +78,7 @@ class TestAnyKind:
         assert float(relaxed.min()) >= 0
         torch.testing.assert_close(relaxed.sum(-1), torch.ones_like(relaxed[..., 0]))
 
-    @pytest.mark.parametrize("inference", ["gradient", "mean_field"])
+    @pytest.mark.parametrize("inference", ["gradient", "graduated", "mean_field"])
     def test_a_batch_equals_its_items(self, kind, inference, device):
         layer = scrambled(make(kind, inference=inference)).to(device).eval()
         given = on(device, inputs(kind))
@@ -118,7 +118,7 @@ class TestAnyKind:
         labels = layer.labels(*given)
         assert labels.shape == labels_last(given[0]).shape[:-1]
         assert labels.dtype == torch.int64
-        energy, relaxed = layer.energy(*given), layer.eval()(*given)
+        energy, relaxed = layer.energy(*given), layer.eval()(*given).detach()
         rows = labels_last(relaxed).reshape(-1, 3)
         assert torch.equal(labels.flatten(), round_labels(energy, rows))
         assert float(energy.of_labels(labels.flatten())) <= float(energy.value(rows)) + 1e-10
@@ -233,7 +233,7 @@ class TestAnyKind:
             ({"epsilon": 0}, ValueError, "`epsilon` must be a finite number greater than 0"),
             ({"normalization": "after"}, ValueError, "must be one of 'symmetric', 'none', got 'after'"),
             ({"learn": ("weights",)}, ValueError, "`learn` must be one of 'unary', 'spatial'"),
-            ({"inference": "graph cut"}, ValueError, "`inference` must be one of 'gradient', 'mean_field'"),
+            ({"inference": "graph cut"}, ValueError, "`inference` must be one of 'gradient', 'graduated'"),
             ({"output": "marginals"}, ValueError, "`output` must be one of 'relaxed', 'logits'"),
             ({"backend": "gpu"}, ValueError, "`backend` must be one of"),
             ({"neighbourhood": -1}, ValueError, "`neighbourhood` must be at least 0"),

@@ -24,7 +24,7 @@ NAMES = {
         gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity similarity_loss solve
         video_in_contexts""",
     hdcrf.relaxed: """BilateralPotential CRFGrad PairwisePotential PointCRFGrad RelaxedEnergy
-        RelaxedResult SpatialPotential VolumeCRFGrad parallel_mean_field project_simplex
+        RelaxedResult SpatialPotential VolumeCRFGrad graduated_descent parallel_mean_field project_simplex
         projected_gradient round_labels""",
     lattice: """BilateralConv PermutohedralConv PermutohedralLattice barycentric_weights
         corner_coordinates elevate enclosing_simplex neighbourhood_lattice neighbourhood_offsets""",

@@ -63,7 +63,8 @@ class CRFGrad(GridGradientLayer):
         epsilon: ε, which bounds what an overconfident network can say.
         normalization: Of k', as the Gaussian that it starts at has it: "symmetric" or "none".
         learn: Which parameters are trained: any of "unary", "spatial", "bilateral" and "bandwidths".
-        inference: "gradient", or "mean_field" on the same energy, to compare.
+        inference: "gradient"; "graduated", which finds lower energies with some 50 iterations or more, and
+            takes neither step size nor leak; or "mean_field" on the same energy, to compare.
         output: What `forward` returns: "relaxed" labels q on the simplex, or "logits", -∂E/∂q: what each
             pixel makes of its unary costs and of the others' labels. They are for a loss that applies softmax
             itself, and pass on gradients where q has become whole labels.

@@ -42,7 +42,7 @@ class PairwisePotential(ABC):
 
     @abstractmethod
     def bound(self) -> Tensor:
-        """Return numbers r ≥ 0, (P, 1) or (1, 1), with ⟨δ, M δ⟩ ≤ Σ_i r_i |δ_i|² if each δ_i sums to zero.
+        """Return numbers r ≥ 0, (P, 1) or (1, 1), with |⟨δ, M δ⟩| ≤ Σ_i r_i |δ_i|² if each δ_i sums to zero.
 
         Computed without gradient.
         """
@@ -108,7 +108,7 @@ class RelaxedEnergy:
 
     @cached_property
     def bound(self) -> Tensor:
-        """R (P, 1) or (1, 1) with ⟨δ, M δ⟩ ≤ Σ_i r_i |δ_i|² for steps δ between points of the simplex.
+        """Numbers r ≥ 0, (P, 1) or (1, 1), with |⟨δ, M δ⟩| ≤ Σ_i r_i |δ_i|² for steps δ between points of the simplex.
 
         A projected gradient step of length γ_i ≤ 2 / r_i at each point then does not raise the energy.
         """

@@ -23,6 +23,7 @@ from hdcrf.layer_inputs import (
 )
 from hdcrf.relaxed.bilateral import BilateralPotential
 from hdcrf.relaxed.energy import PairwisePotential, RelaxedEnergy
+from hdcrf.relaxed.graduated_descent import graduated_descent
 from hdcrf.relaxed.projected_gradient import (
     RelaxedResult,
     check_leak,
@@ -107,7 +108,7 @@ class GradientLayer(nn.Module):
         self.leak = check_leak(leak)
         self.epsilon = check_positive("epsilon", epsilon)
         self.normalization = check_choice("normalization", normalization, ("symmetric", "none"))
-        self.inference = check_choice("inference", inference, ("gradient", "mean_field"))
+        self.inference = check_choice("inference", inference, ("gradient", "graduated", "mean_field"))
         self.output = check_choice("output", output, ("relaxed", "logits"))
         self.backend = check_choice("backend", backend, BACKENDS)
         self._learned = checked_learn(learn, _LEARNABLE)
@@ -175,6 +176,8 @@ class GradientLayer(nn.Module):
         common: dict[str, Any] = {"iterations": self.iterations, "track": track, "progress": progress}
         if self.inference == "mean_field":
             return parallel_mean_field(energy, start, **common)
+        if self.inference == "graduated":
+            return graduated_descent(energy, start, backend=self.backend, **common)
         return projected_gradient(
             energy, start, step_size=self.step_size, leak=leak, backend=self.backend, **common
         )

@@ -31,10 +31,19 @@ from voxel.backend import uses_native
 from voxel.checks import check_choice, check_count, check_flag, check_number, check_positive
 from voxel.precision import full_precision
 
-__all__ = ["RelaxedResult", "check_leak", "check_step_size", "parallel_mean_field", "projected_gradient"]
+__all__ = [
+    "SAFE",
+    "RelaxedResult",
+    "check_leak",
+    "check_step_size",
+    "iterated",
+    "parallel_mean_field",
+    "projected_gradient",
+]
 
 _LONGEST = 1e3  # a step, where nothing limits it: further than any unary cost needs
-_SAFE = 1.9  # of 2, in units of 1 / r
+SAFE = 1.9
+"""The length of a step, of 2 at most, in units of 1 / r."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +108,15 @@ def projected_gradient(
         TypeError: If an argument has the wrong type.
         ValueError: If one has the wrong value, or the numbers leave the range of their dtype.
     """
-    energy.check("start", start)
-    check_count("iterations", iterations, 0)
     slope = check_leak(leak)
     size = check_step_size(step_size)
     native = uses_native(backend, start)
-    step = energy.bound.clamp(min=_SAFE / _LONGEST).reciprocal() * _SAFE if isinstance(size, str) else size
+    step = energy.bound.clamp(min=SAFE / _LONGEST).reciprocal() * SAFE if isinstance(size, str) else size
 
     def update(q: Tensor, message: Tensor) -> Tensor:
         return projected(q - step * (energy.unary + message), slope, native)
 
-    return _iterated(energy, start, update, iterations, track, progress)
+    return iterated(energy, start, update, iterations, track, progress)
 
 
 @full_precision
@@ -126,16 +133,14 @@ def parallel_mean_field(
     Returns:
         The marginals and their expected energies E(q).
     """
-    energy.check("start", start)
-    check_count("iterations", iterations, 0)
 
     def update(q: Tensor, message: Tensor) -> Tensor:
         return torch.softmax(-(energy.unary + message), 1)
 
-    return _iterated(energy, start, update, iterations, track, progress)
+    return iterated(energy, start, update, iterations, track, progress)
 
 
-def _iterated(
+def iterated(
     energy: RelaxedEnergy,
     q: Tensor,
     update: Callable[[Tensor, Tensor], Tensor],
@@ -143,6 +148,9 @@ def _iterated(
     track: bool,
     progress: Callable[[int], object] | None,
 ) -> RelaxedResult:
+    """Return what `iterations` updates, of q and its message M q, make of a start."""
+    energy.check("start", q)
+    check_count("iterations", iterations, 0)
     check_flag("track", track)
     if progress is not None and not callable(progress):
         raise TypeError(
