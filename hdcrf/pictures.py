@@ -1,4 +1,4 @@
-"""Pictures of labels, of the energy, of pairwise terms, of volumes and of point clouds, to look at."""
+"""Pictures of labels, energies, pairwise terms, learned filters, volumes and point clouds, to look at."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hdcrf.filter_pictures import convergence_plot, filter_plot, tap_plot
 from hdcrf.point_pictures import render_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["affinity_plot", "energy_plot", "overlay", "palette", "render_points", "slices"]
+__all__ = [
+    "affinity_plot",
+    "convergence_plot",
+    "energy_plot",
+    "filter_plot",
+    "overlay",
+    "palette",
+    "render_points",
+    "slices",
+    "tap_plot",
+]
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart too, most distant neighbours first.
 _FIRST = np.array(
