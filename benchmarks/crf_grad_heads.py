@@ -45,7 +45,7 @@ except ModuleNotFoundError:  # run as a script
 class HeadBudget:
     """How long to train heads, and the grids to search."""
 
-    head_steps: int = 60
+    head_steps: int = 48
     joint_steps: int = 24
     frames: int = 4  # of a step
     window: int = 9
@@ -70,7 +70,12 @@ QUICK = HeadBudget(
     most_steps=2,
 )
 
-RATES = {"unary_weight": 0.03, "spatial_filters": 3e-4, "bilateral_taps": 3e-3}
+RATES = {
+    "log_scale": 0.03,
+    "crf.unary_weight": 0.01,
+    "crf.spatial_filters": 3e-4,
+    "crf.bilateral_taps": 1e-3,
+}
 
 MODELS = ("spatial, Gaussian", "spatial, learned", "full, Gaussian", "full, learned")
 COMPARISONS = (
@@ -81,12 +86,23 @@ COMPARISONS = (
 )
 
 
-def fixed_head(num_labels: int, **parameters: Any) -> hdcrf.CRFGrad:
-    return hdcrf.CRFGrad(num_labels, output="logits", learn=(), **parameters).eval()
+class Head(nn.Module):
+    """CRF-Grad, its logits times a scale, which leaves labels as they are.
+
+    Without one, training would make potentials smaller so that logits are not overconfident.
+    """
+
+    def __init__(self, num_labels: int, **parameters: Any) -> None:
+        super().__init__()
+        self.crf = hdcrf.CRFGrad(num_labels, output="logits", **parameters)
+        self.log_scale = nn.Parameter(torch.tensor(-0.7))
+
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        return self.crf(logits, images) * self.log_scale.exp()
 
 
-def learned_head(num_labels: int, **parameters: Any) -> hdcrf.CRFGrad:
-    return hdcrf.CRFGrad(num_labels, output="logits", **parameters)
+def fixed_head(num_labels: int, **parameters: Any) -> Head:
+    return Head(num_labels, learn=(), **parameters).eval()
 
 
 def choose_parameters(
@@ -111,7 +127,7 @@ def groups_of(head: nn.Module, factor: float) -> list[dict[str, Any]]:
     ]
 
 
-def train_head(head: hdcrf.CRFGrad, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
+def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
     """Train a head on logits (N, K, H, W) of networks that have not seen the frame."""
     groups = groups_of(head, 1.0)
     optimizer = torch.optim.Adam(groups)
@@ -173,9 +189,9 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     start = {"spatial_weight": 0.0}
     heads = {
         "spatial, Gaussian": (fixed_head(frames.num_labels, **spatial), spatial_seconds),
-        "spatial, learned": (learned_head(frames.num_labels, **spatial | start), 0.0),
+        "spatial, learned": (Head(frames.num_labels, **spatial | start), 0.0),
         "full, Gaussian": (fixed_head(frames.num_labels, **full), full_seconds),
-        "full, learned": (learned_head(frames.num_labels, **full | start), 0.0),
+        "full, learned": (Head(frames.num_labels, **full | start), 0.0),
     }
     for model, (head, chosen_seconds) in heads.items():
         seconds = chosen_seconds
@@ -196,7 +212,7 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         rows[f"{model}, jointly"] = Row(
             score(joint_head.eval(), frames, values, check), count(joint, joint_head), seconds
         )
-    outcome.remarks.append(f"{name}, full, learned: unary weight {head.unary_weight.item():.3g}")
+    outcome.remarks.append(f"{name}, full, learned: unary weight {head.crf.unary_weight.item():.3g}")
     steps = ", ".join(f"{value:.1f}" for value in scores_by_steps(head, frames, logits, budget))
     outcome.remarks.append(f"{name}, full, learned, mean IoU by steps: {steps}")
     if arguments.out_dir is not None and seed == 0:
@@ -206,9 +222,9 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     return outcome
 
 
-def scores_by_steps(head: hdcrf.CRFGrad, frames: Frames, logits: Tensor, budget: HeadBudget) -> list[float]:
+def scores_by_steps(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget) -> list[float]:
     """Return the mean IoU of the check frames after 0, 1, … steps, of the label with the largest share."""
-    counted = copy.deepcopy(head)
+    counted = copy.deepcopy(head.crf)
     counted.output = "relaxed"
     scores = []
     for counted.iterations in range(budget.most_steps + 1):
@@ -220,19 +236,19 @@ def scores_by_steps(head: hdcrf.CRFGrad, frames: Frames, logits: Tensor, budget:
 @torch.inference_mode()
 def draw(
     folder: Path,
-    spatial: hdcrf.CRFGrad,
-    full: hdcrf.CRFGrad,
+    spatial: Head,
+    full: Head,
     frames: Frames,
     logits: Tensor,
     budget: HeadBudget,
 ) -> None:
     """Write pictures of the learned filters and of the convergence."""
     folder.mkdir(parents=True, exist_ok=True)
-    filter_plot(spatial.spatial_filters).savefig(folder / "spatial_filters.png", dpi=100)
-    tap_plot(full.bilateral_taps, full.dimension, full.neighbourhood).savefig(
+    filter_plot(spatial.crf.spatial_filters).savefig(folder / "spatial_filters.png", dpi=100)
+    tap_plot(full.crf.bilateral_taps, full.crf.dimension, full.crf.neighbourhood).savefig(
         folder / "bilateral_taps.png", dpi=100
     )
-    counted = copy.deepcopy(full)
+    counted = copy.deepcopy(full.crf)
     counted.iterations = budget.most_steps
     energies = [
         counted.infer(logits[[index]], frames.images[[index]], track=True).energy

@@ -110,7 +110,8 @@ class RelaxedEnergy:
     def bound(self) -> Tensor:
         """Numbers r ≥ 0, (P, 1) or (1, 1), with |⟨δ, M δ⟩| ≤ Σ_i r_i |δ_i|² if each δ_i sums to zero.
 
-        Steps between points of the simplex do. A projected gradient step of length γ_i ≤ 2 / r_i at each point then does not raise the energy.
+        Steps on the simplex do. A projected gradient step of length γ_i ≤ 2 / r_i at each point
+        then does not raise the energy.
         """
         with torch.no_grad(), torch.inference_mode(False):
             total: Tensor = self.unary.new_zeros((1, 1))
