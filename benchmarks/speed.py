@@ -3,7 +3,7 @@
     python benchmarks/speed.py                 every table, half an hour
     python benchmarks/speed.py --quick         fewer repetitions, smaller images
     python benchmarks/speed.py --only build    one table: calls, build, points, million, iteration, training,
-                                               memory, growth, large or import
+                                               crf-grad, memory, growth, large or import
 
 Both see the same photo, the same probabilities and the same parameters (Gaussian sigma 3, weight 3;
 bilateral 80 and 13, weight 10; symmetric normalisation). pydensecrf leaves the self term in, so the
@@ -29,6 +29,7 @@ import torch
 import hdcrf
 
 try:
+    from benchmarks import gradient_steps
     from benchmarks.inputs import (
         alternate,
         machine_line,
@@ -38,6 +39,7 @@ try:
         scanned_room,
     )
 except ModuleNotFoundError:  # run as a script
+    import gradient_steps
     from inputs import alternate, machine_line, moving_crop, network_probabilities, photo, scanned_room
 
 LEAST_AGREEMENT = 0.99
@@ -85,18 +87,20 @@ def room(points: int, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scanned_room(points), logits
 
 
+def photo_and_probabilities(height: int, width: int, labels: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the photo, probabilities, and the number of iterations."""
+    probabilities = network_probabilities("astronaut", height, width, labels)
+    return photo("astronaut", height, width), probabilities, 10
+
+
 # For each call whose memory is measured: what makes its inputs from sizes, and the call.
 MEMORY_CASES: dict[str, tuple[Callable[..., tuple], Callable[..., object]]] = {
-    "ours": (
-        lambda h, w, k: (photo("astronaut", h, w), network_probabilities("astronaut", h, w, k), 10),
-        ours,
-    ),
-    "theirs": (
-        lambda h, w, k: (photo("astronaut", h, w), network_probabilities("astronaut", h, w, k), 10),
-        theirs,
-    ),
+    "ours": (photo_and_probabilities, ours),
+    "theirs": (photo_and_probabilities, theirs),
     "our points": (room, our_points),
     "their points": (room, their_points),
+    "crf-grad infer": (gradient_steps.photo_case, gradient_steps.infer),
+    "crf-grad train": (gradient_steps.photo_case, gradient_steps.train),
 }
 
 
@@ -447,6 +451,7 @@ def main() -> None:
         "million": lambda: print_million(100_000 if arguments.quick else 1_000_000),
         "iteration": print_iteration,
         "training": lambda: print_training(rounds),
+        "crf-grad": lambda: gradient_steps.print_steps(rounds, peak_memory),
         "memory": print_memory,
         "growth": lambda: print_growth(sizes, min(rounds, 5)),
         "large": print_large,
