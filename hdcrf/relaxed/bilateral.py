@@ -94,8 +94,8 @@ class BilateralPotential(PairwisePotential):
         return torch.cat([torch.bmm(self._blocks(strip), q[strip, :, None]) for strip in strips])[:, :, 0]
 
     @torch.no_grad()
-    def bound(self) -> Tensor:
-        """Return the sums of the norms of the blocks, weighted by D^½ / D_i^½: (P, 1).
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return the sums of the norms of the blocks, weighted by D^½ / D_i^½, (P, 1), for both sides.
 
         For a symmetric matrix N ≥ 0 and any x > 0, ⟨y, N y⟩ ≤ Σ_i (N x)_i / x_i · y_i². N holds the norms of
         the blocks, those of i = j left out, and x = 1 / R, which is close to its first eigenvector.
@@ -104,7 +104,8 @@ class BilateralPotential(PairwisePotential):
         everyone = self._filter(norms.new_ones((self.num_points, 1)), norms[:, None, None])
         columns, _ = own_taps(self.lattice, self.neighbourhood)
         own = self._own_factors @ norms[columns, None]
-        return (self.root.square() * everyone - own).clamp_(min=0)
+        sums = (self.root.square() * everyone - own).clamp_(min=0)
+        return sums, sums
 
 
 def symmetric_taps(taps: Tensor, dimension: int, neighbourhood: int) -> Tensor:

@@ -41,10 +41,10 @@ class PairwisePotential(ABC):
         """Return M q, Σ_{j≠i} Σ_μ ψ_ij(λ, μ) q_j(μ), for (P, K) values: (P, K). Differentiable."""
 
     @abstractmethod
-    def bound(self) -> Tensor:
-        """Return numbers r ≥ 0, (P, 1) or (1, 1), with |⟨δ, M δ⟩| ≤ Σ_i r_i |δ_i|² if each δ_i sums to zero.
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return numbers l, u ≥ 0 with -Σ_i l_i |δ_i|² ≤ ⟨δ, M δ⟩ ≤ Σ_i u_i |δ_i|² if each δ_i sums to zero.
 
-        Computed without gradient.
+        Each is (P, 1), or (1, 1) if it is the same for all points. Computed without gradient.
         """
 
 
@@ -107,17 +107,18 @@ class RelaxedEnergy:
         return self.value(torch.nn.functional.one_hot(labels.long(), self.unary.shape[1]).to(self.unary))
 
     @cached_property
-    def bound(self) -> Tensor:
-        """Numbers r ≥ 0, (P, 1) or (1, 1), with |⟨δ, M δ⟩| ≤ Σ_i r_i |δ_i|² if each δ_i sums to zero.
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Numbers l, u ≥ 0 with -Σ_i l_i |δ_i|² ≤ ⟨δ, M δ⟩ ≤ Σ_i u_i |δ_i|² if each δ_i sums to zero.
 
-        Steps on the simplex do. A projected gradient step of length γ_i ≤ 2 / r_i at each point
-        then does not raise the energy.
+        Each is (P, 1) or (1, 1). Steps on the simplex sum to zero: a projected gradient step of length
+        γ_i ≤ 2 / u_i at each point does not raise the energy.
         """
         with torch.no_grad(), torch.inference_mode(False):
-            total: Tensor = self.unary.new_zeros((1, 1))
+            lower = upper = self.unary.new_zeros((1, 1))
             for potential in self.potentials:
-                total = total + potential.bound()
-            return total
+                below, above = potential.bounds()
+                lower, upper = lower + below, upper + above
+            return lower, upper
 
 
 def block_norms(blocks: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 A relaxed energy has many minima where projected gradient steps end, some of them poor. Graduated descent adds
 a term that is zero at every labelling,
 
-    ½ d Σ_i r_i (|q_i|² - 1),    d from 1 to 0 over the iterations,
+    ½ d Σ_i l_i (|q_i|² - 1),    d from 1 to 0 over the iterations,
 
-with r the bound of `RelaxedEnergy`. As it bounds M from below too, the energy is convex at d = 1: there is
-one minimum, which is followed while d falls. Steps have far to go, so each starts from a point extrapolated
-from the last two, y = q + 0.9 (q - q'), whose message follows from theirs.
+with l the bound of `RelaxedEnergy` from below, so that the energy is convex at d = 1: there is one minimum,
+which is followed while d falls. Steps have far to go, so each starts from a point extrapolated from the last
+two, y = q + 0.9 (q - q'), whose message follows from theirs.
 
 Reference: Blake and Zisserman, Visual Reconstruction, 1987 (graduated non-convexity), applied to the
 relaxation of Larsson et al. 2017.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.relaxed.energy import RelaxedEnergy
-from hdcrf.relaxed.projected_gradient import SAFE, RelaxedResult, iterated
+from hdcrf.relaxed.projected_gradient import LONGEST, SAFE, RelaxedResult, iterated
 from hdcrf.relaxed.simplex_projection import projected
 from voxel.backend import uses_native
 from voxel.precision import full_precision
@@ -29,7 +29,6 @@ from voxel.precision import full_precision
 __all__ = ["graduated_descent"]
 
 _EXTRAPOLATION = 0.9
-_LEAST = 1e-3  # r, where there is next to no potential: then the unary costs decide in a step
 
 
 @full_precision
@@ -62,7 +61,7 @@ def graduated_descent(
         TypeError: If an argument has the wrong type.
         ValueError: If one has the wrong value, or the numbers leave the range of their dtype.
     """
-    bound = energy.bound.clamp(min=_LEAST)
+    lower, upper = energy.bounds
     native = uses_native(backend, start)
     last: tuple[Tensor, Tensor] | None = None
     done = 0
@@ -75,7 +74,8 @@ def graduated_descent(
             y = torch.lerp(last[0], q, 1 + _EXTRAPOLATION)
             message_of_y = torch.lerp(last[1], message, 1 + _EXTRAPOLATION)
         last, done = (q, message), done + 1
-        gradient = energy.unary + message_of_y + convex * bound * y
-        return projected(y - SAFE / (1 + convex) * gradient / bound, 0.0, native)
+        gradient = energy.unary + message_of_y + convex * lower * y
+        step = SAFE / (upper + convex * lower).clamp(min=SAFE / LONGEST)
+        return projected(y - step * gradient, 0.0, native)
 
     return iterated(energy, start, update, iterations, track, progress)

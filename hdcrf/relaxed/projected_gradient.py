@@ -5,11 +5,11 @@ Projected gradient descent, CRF-Grad, takes a step against the gradient and goes
     q ← project(q - γ ∂E/∂q).
 
 With q' the new point, the projection gives ⟨∂E/∂q_i, q'_i - q_i⟩ ≤ -|q'_i - q_i|² / γ_i, and E is quadratic,
-so with the bound r of `RelaxedEnergy`
+so with the bound u of `RelaxedEnergy` from above
 
-    E(q') - E(q) ≤ Σ_i (½ r_i - 1/γ_i) |q'_i - q_i|²,
+    E(q') - E(q) ≤ Σ_i (½ u_i - 1/γ_i) |q'_i - q_i|²,
 
-and with γ_i ≤ 2 / r_i the energy never rises. "auto" takes γ_i = 1.9 / r_i, close to the longest, for each
+and with γ_i ≤ 2 / u_i the energy never rises. "auto" takes γ_i = 1.9 / u_i, close to the longest, for each
 point.
 
 Mean field minimises E(q) + Σ_i Σ_λ q_i(λ) log q_i(λ) instead, by q ← softmax(-∂E/∂q).
@@ -32,6 +32,7 @@ from voxel.checks import check_choice, check_count, check_flag, check_number, ch
 from voxel.precision import full_precision
 
 __all__ = [
+    "LONGEST",
     "SAFE",
     "RelaxedResult",
     "check_leak",
@@ -41,9 +42,11 @@ __all__ = [
     "projected_gradient",
 ]
 
-_LONGEST = 1e3  # a step, where nothing limits it: further than any unary cost needs
+LONGEST = 4.0
+"""A step where next to nothing limits it, which goes from one label to another in one or a few."""
+
 SAFE = 1.9
-"""The length of a step, of 2 at most, in units of 1 / r."""
+"""The length of a step, of 2 at most, in units of 1 / u."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def projected_gradient(
     slope = check_leak(leak)
     size = check_step_size(step_size)
     native = uses_native(backend, start)
-    step = energy.bound.clamp(min=SAFE / _LONGEST).reciprocal() * SAFE if isinstance(size, str) else size
+    step = energy.bounds[1].clamp(min=SAFE / LONGEST).reciprocal() * SAFE if isinstance(size, str) else size
 
     def update(q: Tensor, message: Tensor) -> Tensor:
         return projected(q - step * (energy.unary + message), slope, native)

@@ -23,6 +23,7 @@ from hdcrf.relaxed.energy import PairwisePotential, block_norms
 
 __all__ = ["SpatialPotential", "gaussian_window", "symmetric_filters"]
 
+_MOST_SPECTRUM = 1 << 27  # frequencies times K³, above which the spectrum takes longer than a message
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
@@ -54,10 +55,52 @@ class SpatialPotential(PairwisePotential):
         return self._convolve(q, self.filters)
 
     @torch.no_grad()
-    def bound(self) -> Tensor:
-        """Return for each place the sum of the norms of the blocks within the grid: (P, 1)."""
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return the better of two bounds on either side: sums of norms, and the spectrum.
+
+        The norms of the blocks at all shifts that stay on the grid add up to a bound from below and above,
+        (P, 1), whatever the signs. The spectrum, (1, 1), knows signs, but not where the grid ends.
+        """
         norms = block_norms(self.filters.movedim((0, 1), (-2, -1)))
-        return self._convolve(norms.new_ones((self.num_points, 1)), norms[None, None])
+        sums = self._convolve(norms.new_ones((self.num_points, 1)), norms[None, None])
+        spectrum = spectral_bounds(self.filters)
+        if spectrum is None:
+            return sums, sums
+        lower, upper = (bound if bool(bound < sums.max()) else sums for bound in spectrum)
+        return lower, upper
+
+
+def spectral_bounds(filters: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return bounds l, u, (1, 1), of symmetric filters (K, K, *k), from their spectrum.
+
+    On an endless grid the filters are a product with a Hermitian K × K matrix at each frequency,
+    Ŵ(ω) = Σ_δ k(δ) e^{-iωδ}, and on a part of it the eigenvalues of M, for steps that sum to zero, lie between
+    the least and the largest of these matrices'. They are computed at n = 8 s frequencies along each axis, s
+    being the window's reach. Between these, no real trigonometric polynomial of degree s exceeds its largest
+    size at them by more than a factor 1 / cos(π s / n) an axis (M. Riesz), and each number uᴴ Ŵ(ω) u is one.
+
+    Returns:
+        The bounds, or None where there would be too many eigenvalues to compute.
+    """
+    labels, axes = filters.shape[0], tuple(range(2, filters.dim()))
+    reaches = [size // 2 for size in filters.shape[2:]]
+    counts = [max(1, 8 * reach) for reach in reaches]
+    if math.prod(counts) * labels**3 > _MOST_SPECTRUM:
+        return None
+    centred = filters - filters.mean(0, keepdim=True)
+    centred = centred - centred.mean(1, keepdim=True)
+    margins = [count - size for count, size in zip(counts, filters.shape[2:], strict=True)]
+    padded = functional.pad(centred, [side for margin in reversed(margins) for side in (0, margin)])
+    padded = padded.roll([-reach for reach in reaches], axes)
+    # At opposite frequencies the eigenvalues are the same.
+    values = torch.linalg.eigvalsh(torch.fft.rfftn(padded, dim=axes).movedim((0, 1), (-2, -1)))
+    between = math.prod(1 / math.cos(math.pi * reach / max(1, 8 * reach)) for reach in reaches)
+    size = between * values.abs().max()
+    lower, upper = (
+        (between * extreme + (between - 1) * size).clamp(min=0).minimum(size).view(1, 1)
+        for extreme in (-values.min(), values.max())
+    )
+    return lower, upper
 
 
 def symmetric_filters(filters: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""Filters that learn what ink looks like: pairwise potentials of any shape, against the best Gaussian.
+
+    python demos/crf_grad.py
+
+A scanned page is drowned in noise, and each pixel is to be ink or paper. A Gaussian potential can only say
+that neighbours are mostly alike, which wears thin strokes away. CRF-Grad learns from one half of the page
+which pairs of labels go together at which shift, and is then checked on the other half.
+
+Needs `pip install "hdcrf[images]" scikit-image`, which brings the page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from panels import panel
+from torch import Tensor
+
+import hdcrf
+from hdcrf.files import whole_files
+from hdcrf.pictures import convergence_plot, filter_plot
+
+HERE = Path(__file__).parent
+NAMES = ("paper", "ink")
+NOISE = 80.0  # standard deviation, in grey values
+WEIGHTS, SIGMAS = (0.125, 0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
+
+
+@click.command()
+@click.option(
+    "--out-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=HERE / "output",
+    help="Where the pictures go; by default output/ beside this file.",
+)
+@click.option("--steps", type=click.IntRange(1), default=150, help="Steps of training.")
+def main(out_dir: Path, steps: int) -> None:
+    """Learn pairwise potentials on half a page, and read the other half."""
+    start = time.perf_counter()
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"cannot make the folder {out_dir} ({error.strerror})") from error
+    from skimage.data import page  # comes with scikit-image, without a download
+    from skimage.filters import threshold_sauvola
+
+    torch.manual_seed(0)
+    scan = page()
+    truth = torch.from_numpy((scan < threshold_sauvola(scan, 25)).astype(np.int64))
+    levels = [float(scan[truth.numpy() == label].mean()) for label in (0, 1)]
+    clean = torch.tensor(levels)[truth]  # the shades of the page would tell more than any filter
+    middle = scan.shape[1] // 2
+    halves = [slice(0, middle), slice(middle, scan.shape[1])]
+
+    def noisy(half: slice) -> tuple[Tensor, Tensor]:
+        """Return a noisy half of the page (1, 1, H, W), and the logits (1, 2, H, W) of its grey values."""
+        seen = clean[:, half] + NOISE * torch.randn(clean[:, half].shape)
+        logits = torch.stack([-((seen - level) ** 2) / (2 * NOISE**2) for level in levels])
+        share = torch.tensor([1 - float(truth.double().mean()), float(truth.double().mean())])
+        return seen[None, None], logits[None] + share.log()[:, None, None]
+
+    checked = noisy(halves[1])
+    known = truth[:, halves[1]]
+
+    def spatial(weight: float, sigma: float, learn: bool) -> hdcrf.CRFGrad:
+        names = ("unary", "spatial") if learn else ()
+        return hdcrf.CRFGrad(
+            2, channels=1, neighbourhood=None, spatial_weight=weight, spatial_sigma=sigma, learn=names,
+            output="logits",
+        )  # fmt: skip
+
+    def overlap(crf: hdcrf.CRFGrad | None, given: tuple[Tensor, Tensor], labels: Tensor) -> float:
+        """Return the IoU of ink in percent."""
+        found = read(crf, given)
+        return 100 * float((found & labels).sum()) / float((found | labels).sum())
+
+    def read(crf: hdcrf.CRFGrad | None, given: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the labels (H, W)."""
+        guide, logits = given
+        return logits.argmax(1)[0] if crf is None else crf.labels(logits, guide)[0]
+
+    fitted = noisy(halves[0])
+    grid = [spatial(*values, learn=False).eval() for values in itertools.product(WEIGHTS, SIGMAS)]
+    gaussian = max(grid, key=lambda crf: overlap(crf, fitted, truth[:, halves[0]]))
+    learned = spatial(0.0, 1.0, learn=True)
+    train(learned, lambda: noisy(halves[0]), truth[None, :, halves[0]], steps)
+
+    ways = {"each pixel alone": None, "the best Gaussian": gaussian, "learned filters": learned}
+    click.echo(f"{'IoU of ink in percent':22}{'learned half':>14}{'other half':>14}")
+    for name, crf in ways.items():
+        shares = [overlap(crf, fitted, truth[:, halves[0]]), overlap(crf, checked, known)]
+        click.echo(f"{name:22}{shares[0]:14.1f}{shares[1]:14.1f}")
+
+    shades = np.array([[225, 225, 225], [0, 0, 0]], np.uint8)
+    pictures = [checked[0][0, 0].clamp(0, 255).byte().numpy()[..., None].repeat(3, 2)]
+    pictures += [shades[read(crf, checked).numpy()] for crf in ways.values()] + [shades[known.numpy()]]
+    pictures.append(scan[:, halves[1], None].repeat(3, 2))
+    titles = ["noisy page", *ways, "truth", "page"]
+    energies = convergence(learned, checked)
+    figures = {
+        "page.png": panel([pictures[:3], pictures[3:]], [titles[:3], titles[3:]], NAMES, shades),
+        "filters.png": filter_plot(learned.spatial_filters, [(0, 0), (0, 1), (1, 1)], NAMES),
+        "convergence.png": convergence_plot(energies),
+    }
+    paths = [out_dir / name for name in figures]
+    with whole_files(paths) as files:
+        for file, figure in zip(files, figures.values(), strict=True):
+            figure.savefig(file, format="png")
+    for path in paths:
+        click.echo(path)
+    click.echo(f"{time.perf_counter() - start:.1f} s.")
+
+
+def train(crf: hdcrf.CRFGrad, draw, truth: Tensor, steps: int) -> None:  # type: ignore[no-untyped-def]
+    """Train the potentials, each step with other noise."""
+    optimizer = torch.optim.Adam(crf.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
+    with click.progressbar(range(steps), label="training") as bar:
+        for _ in bar:
+            guide, logits = draw()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(crf(logits, guide), truth).backward()
+            optimizer.step()
+            schedule.step()
+    crf.eval()
+
+
+@torch.inference_mode()
+def convergence(crf: hdcrf.CRFGrad, given: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the energies (1, 16) of 15 steps."""
+    guide, logits = given
+    crf.iterations, kept = 15, crf.iterations
+    energy = crf.infer(logits, guide, track=True).energy
+    crf.iterations = kept
+    return energy[None]
+
+
+if __name__ == "__main__":
+    main()
