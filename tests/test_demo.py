@@ -132,3 +132,24 @@ def test_bilateral_solver(tmp_path):
     # Measured: 1.59, against 2.46, 1.84, 1.77 and 1.66.
     assert solved < 0.98 * error.pop("joint bilateral filter")
     assert solved < 0.93 * min(error.values())
+
+
+def test_learned_filters_read_a_page(tmp_path):
+    # A proxy that answers nobody: the page must not be fetched.
+    result = run(
+        "--steps",
+        "40",
+        "--out-dir",
+        str(tmp_path / "out"),
+        demo=DEMO.with_name("crf_grad.py"),
+        https_proxy="http://127.0.0.1:9",
+    )
+    assert result.returncode == 0, result.stderr
+    names = {"page.png", "filters.png", "convergence.png"}
+    assert set(os.listdir(tmp_path / "out")) == names
+    assert all(str(tmp_path / "out" / name) in result.stdout for name in names)
+    found = dict(re.findall(r"^(\S.*?) +[\d.]+ +([\d.]+)$", result.stdout, re.MULTILINE))
+    learned = float(found.pop("learned filters"))
+    assert set(found) == {"each pixel alone", "the best Gaussian"}
+    # Measured: 20.6, 19.7 and 49.
+    assert learned > 2 * max(map(float, found.values()))

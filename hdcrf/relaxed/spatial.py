@@ -73,10 +73,10 @@ class SpatialPotential(PairwisePotential):
 def spectral_bounds(filters: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return bounds l, u, (1, 1), of symmetric filters (K, K, *k), from their spectrum.
 
-    On an endless grid the filters are a product with a Hermitian K × K matrix at each frequency,
-    Ŵ(ω) = Σ_δ k(δ) e^{-iωδ}. On a part of it the eigenvalues of M, for steps that sum to zero, lie between the
-    least and the largest of these matrices'. They are computed at n = 8 s frequencies along each axis, s being
-    the window's reach. Between these, no real trigonometric polynomial of degree s exceeds its largest size at
+    On an endless grid the filters are a product with a Hermitian K × K matrix at each frequency, Ŵ(ω) = Σ_δ
+    k(δ) e^{-iωδ}. On a part of it the eigenvalues of M, for steps that sum to zero, lie between the least and
+    the largest of these matrices'. They are computed at n = 8 s frequencies along each axis, s being the
+    window's reach. Between these, no real trigonometric polynomial of degree s exceeds its largest size at
     them by more than a factor 1 / cos(π s / n) an axis (M. Riesz), and each number uᴴ Ŵ(ω) u is one.
 
     Returns:
