@@ -212,11 +212,13 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         rows[f"{model}, jointly"] = Row(
             score(joint_head.eval(), frames, values, check), count(joint, joint_head), seconds
         )
+    head, _ = heads["full, learned"]
     outcome.remarks.append(f"{name}, full, learned: unary weight {head.crf.unary_weight.item():.3g}")
-    steps = ", ".join(f"{value:.1f}" for value in scores_by_steps(head, frames, logits, budget))
+    scores = scores_by_steps(head, frames, logits, budget)
+    steps = ", ".join(f"{value:.1f}" for value in scores)
     outcome.remarks.append(f"{name}, full, learned, mean IoU by steps: {steps}")
     if arguments.out_dir is not None and seed == 0:
-        draw(arguments.out_dir, heads["spatial, learned"][0], head, frames, logits, budget)
+        draw(arguments.out_dir, heads["spatial, learned"][0], head, frames, logits, scores)
     for method, row in rows.items():
         report(f"{name}, {method}: mean IoU {mean_iou(row.iou):.4f}")
     return outcome
@@ -227,7 +229,8 @@ def scores_by_steps(head: Head, frames: Frames, logits: Tensor, budget: HeadBudg
     counted = copy.deepcopy(head.crf)
     counted.output = "relaxed"
     scores = []
-    for counted.iterations in range(budget.most_steps + 1):
+    for steps in range(budget.most_steps + 1):
+        counted.iterations = steps
         found = score(counted, frames, logits, windows(frames.fit, len(frames), 1))
         scores.append(100 * mean_iou(found))
     return scores
@@ -240,7 +243,7 @@ def draw(
     full: Head,
     frames: Frames,
     logits: Tensor,
-    budget: HeadBudget,
+    scores: Sequence[float],  # after 0, 1, … steps
 ) -> None:
     """Write pictures of the learned filters and of the convergence."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,12 +252,12 @@ def draw(
         folder / "bilateral_taps.png", dpi=100
     )
     counted = copy.deepcopy(full.crf)
-    counted.iterations = budget.most_steps
+    counted.iterations = len(scores) - 1
     energies = [
         counted.infer(logits[[index]], frames.images[[index]], track=True).energy
         for index in range(frames.fit, len(frames))
     ]
-    figure = convergence_plot(torch.stack(energies), scores_by_steps(full, frames, logits, budget))
+    figure = convergence_plot(torch.stack(energies), scores)
     figure.savefig(folder / "convergence.png", dpi=100)
 
 

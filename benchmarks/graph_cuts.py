@@ -207,7 +207,7 @@ def by_cuts(energy: RelaxedEnergy, pairs: Pairs) -> Tensor:
             break  # from all 0, keeping or taking 1 is any labelling
     found = torch.from_numpy(labels)
     counted = float(energy.of_labels(found))
-    if abs(counted - lowest) > 1e-9 * counted:
+    if abs(counted - lowest) > 1e-9 * (len(found) + abs(counted)):
         raise SystemExit(f"the graph has energy {lowest}, the CRF {counted}: nothing is compared")
     return found
 

@@ -11,6 +11,7 @@ Needs `pip install "hdcrf[images]" scikit-image`, which brings the page.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from hdcrf.pictures import convergence_plot, filter_plot
 HERE = Path(__file__).parent
 NAMES = ("paper", "ink")
 NOISE = 80.0  # standard deviation, in grey values
-WEIGHTS, SIGMAS = (0.125, 0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
+WEIGHTS, SIGMAS = (0.0, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
 
 
 @click.command()
@@ -52,16 +53,18 @@ def main(out_dir: Path, steps: int) -> None:
     torch.manual_seed(0)
     scan = page()
     truth = torch.from_numpy((scan < threshold_sauvola(scan, 25)).astype(np.int64))
-    levels = [float(scan[truth.numpy() == label].mean()) for label in (0, 1)]
-    clean = torch.tensor(levels)[truth]  # the shades of the page would tell more than any filter
     middle = scan.shape[1] // 2
     halves = [slice(0, middle), slice(middle, scan.shape[1])]
+    # What is known of grey values and of how much ink there is comes from the first half too.
+    first = truth[:, halves[0]]
+    levels = [float(scan[:, halves[0]][first.numpy() == label].mean()) for label in (0, 1)]
+    share = torch.tensor([float((first == label).double().mean()) for label in (0, 1)])
+    clean = torch.tensor(levels)[truth]  # the shades of the page would tell more than any filter
 
     def noisy(half: slice) -> tuple[Tensor, Tensor]:
         """Return a noisy half of the page (1, 1, H, W), and the logits (1, 2, H, W) of its grey values."""
         seen = clean[:, half] + NOISE * torch.randn(clean[:, half].shape)
         logits = torch.stack([-((seen - level) ** 2) / (2 * NOISE**2) for level in levels])
-        share = torch.tensor([1 - float(truth.double().mean()), float(truth.double().mean())])
         return seen[None, None], logits[None] + share.log()[:, None, None]
 
     checked = noisy(halves[1])
@@ -91,6 +94,7 @@ def main(out_dir: Path, steps: int) -> None:
     train(learned, lambda: noisy(halves[0]), truth[None, :, halves[0]], steps)
 
     ways = {"each pixel alone": None, "the best Gaussian": gaussian, "learned filters": learned}
+    click.echo(f"The best Gaussian: weight {float(gaussian.spatial_filters.detach()[0, 1].sum()):.3g}.")
     click.echo(f"{'IoU of ink in percent':22}{'learned half':>14}{'other half':>14}")
     for name, crf in ways.items():
         shares = [overlap(crf, fitted, truth[:, halves[0]]), overlap(crf, checked, known)]
@@ -134,10 +138,9 @@ def train(crf: hdcrf.CRFGrad, draw, truth: Tensor, steps: int) -> None:  # type:
 def convergence(crf: hdcrf.CRFGrad, given: tuple[Tensor, Tensor]) -> Tensor:
     """Return the energies (1, 16) of 15 steps."""
     guide, logits = given
-    crf.iterations, kept = 15, crf.iterations
-    energy = crf.infer(logits, guide, track=True).energy
-    crf.iterations = kept
-    return energy[None]
+    longer = copy.deepcopy(crf)
+    longer.iterations = 15
+    return longer.infer(logits, guide, track=True).energy[None]
 
 
 if __name__ == "__main__":

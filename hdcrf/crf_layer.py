@@ -14,15 +14,15 @@ from hdcrf.compatibility import Compatibility
 from hdcrf.gaussian_filter import METHODS, build_filter
 from hdcrf.layer_inputs import (
     bandwidth_in_range,
+    built,
     checked_learn,
-    explained_range_error,
     log_parameter,
     number_parameter,
     warn_of_range,
 )
 from hdcrf.mean_field import MeanFieldResult, mean_field
 from hdcrf.pairwise import PairwiseKernel, pairwise_kernel
-from voxel import CoordinateRangeError, VoxelGrid
+from voxel import VoxelGrid
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
 from voxel.checks import (
@@ -222,23 +222,20 @@ class CRFLayer(nn.Module, ABC):
             axes: The name of the bandwidth that each feature was divided by, for an error.
             point: What a point is called there.
         """
-        try:
-            try:
-                operator = build_filter(
-                    features,
-                    method=self.method,
-                    batch=batch,
-                    order=self.order,
-                    halo=self.halo,
-                    backend=self.backend,
-                )
-            except ValueError:
-                infinite = torch.nonzero(~torch.isfinite(features.detach()))
-                if len(infinite):
-                    raise CoordinateRangeError("", *infinite[0].tolist()) from None
-                raise
-        except CoordinateRangeError as error:
-            raise explained_range_error(error, self, features, axes, point) from error
+        operator = built(
+            lambda: build_filter(
+                features,
+                method=self.method,
+                batch=batch,
+                order=self.order,
+                halo=self.halo,
+                backend=self.backend,
+            ),
+            self,
+            features,
+            axes,
+            point,
+        )
         nearest = isinstance(operator, VoxelGrid) and not operator.linear
         if nearest and torch.is_grad_enabled() and features.requires_grad:
             raise ValueError(

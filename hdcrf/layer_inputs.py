@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ from voxel.checks import (
 __all__ = [
     "Bandwidth",
     "bandwidth_in_range",
+    "built",
     "check_grid",
     "check_guide",
     "checked_learn",
-    "explained_range_error",
     "levels_to_user",
     "log_parameter",
     "number_parameter",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _FLOAT32 = torch.finfo(torch.float32)
+_Built = TypeVar("_Built")
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -163,27 +164,38 @@ def checked_learn(learn: Iterable[str], learnable: Sequence[str]) -> list[str]:
     return learned
 
 
-def explained_range_error(
-    error: CoordinateRangeError, layer: nn.Module, features: Tensor, axes: Sequence[str], point: str
-) -> CoordinateRangeError:
-    """Return an error that says which bandwidth is too small for the lattice's coordinates.
+def built(
+    build: Callable[[], _Built], layer: nn.Module, features: Tensor, axes: Sequence[str], point: str
+) -> _Built:
+    """Return what `build` makes of features; an error says which bandwidth is too small for its coordinates.
 
     Args:
-        error: What the lattice said.
+        build: Makes a lattice.
         layer: Whose bandwidths they are.
-        features: (P, d), as the lattice got them.
+        features: (P, d), as they were divided by them.
         axes: The name of the bandwidth that each feature was divided by.
         point: What a point is called.
     """
-    name = axes[error.axis]
-    advice = ", or float64 logits" if features.dtype == torch.float32 else ""
-    return CoordinateRangeError(
-        f"`{name}`={float(getattr(layer, name).detach()):.4g} is too small: {point} {error.point} "
-        f"would lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
-        f"origin, more than the lattice's coordinates can hold; use a larger sigma{advice}",
-        error.point,
-        error.axis,
-    )
+    try:
+        try:
+            return build()
+        except CoordinateRangeError:
+            raise
+        except ValueError:
+            infinite = torch.nonzero(~torch.isfinite(features.detach()))
+            if len(infinite):
+                raise CoordinateRangeError("", *infinite[0].tolist()) from None
+            raise
+    except CoordinateRangeError as error:
+        name = axes[error.axis]
+        advice = ", or float64 logits" if features.dtype == torch.float32 else ""
+        raise CoordinateRangeError(
+            f"`{name}`={float(getattr(layer, name).detach()):.4g} is too small: {point} {error.point} "
+            f"would lie {abs(features[error.point, error.axis].item()):.6g} standard deviations from the "
+            f"origin, more than the lattice's coordinates can hold; use a larger sigma{advice}",
+            error.point,
+            error.axis,
+        ) from error
 
 
 def levels_to_user() -> int:

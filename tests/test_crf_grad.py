@@ -195,7 +195,6 @@ class TestAnyKind:
             halves.float(), layer(given[0].bfloat16().float(), *given[1:]), atol=4e-3, rtol=0
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(layer(*given), layer(*given))
             under = layer(*given)
         assert torch.equal(under, layer(*given))
 
@@ -270,10 +269,10 @@ class TestImages:
 
     def test_the_features_are_those_of_the_lift(self):
         layer, (logits, guide) = make("image").double(), inputs("image", torch.float64)
-        features = hdcrf.bilateral_features(guide, 3.1, 0.7).float().double()
+        features = hdcrf.bilateral_features(guide, layer.sigma_xy, layer.sigma_rgb)
         expected, _ = neighbourhood_lattice(features, 1, batch=torch.arange(2).repeat_interleave(20))
         lattice = layer.energy(logits, guide).potentials[1].lattice
-        torch.testing.assert_close(lattice.features, expected.features, atol=1e-5, rtol=0)
+        torch.testing.assert_close(lattice.features, expected.features)
 
     def test_without_potentials_it_is_the_best_label(self):
         layer = make("image", window=None, neighbourhood=None, iterations=2).eval()
@@ -324,12 +323,36 @@ class TestImages:
         with pytest.raises(ValueError, match=r"65,025 taps for 1,000² pairs of labels would take 242\.2 GiB"):
             CRFGrad(1000, window=255)
 
-    def test_a_sigma_too_small_is_named(self):
-        layer = CRFGrad(2, sigma_rgb=1e-9)
+    @pytest.mark.parametrize(
+        ("name", "sigma"), [("sigma_xy", 1e-9), ("sigma_rgb", 1e-9), ("sigma_rgb", 2e-38)]
+    )
+    def test_a_sigma_too_small_is_named(self, name, sigma):
+        layer = CRFGrad(2, **{name: sigma})
         with pytest.raises(
-            CoordinateRangeError, match=r"`sigma_rgb`=1e-09 is too small: pixel \d+ would lie"
+            CoordinateRangeError, match=rf"`{name}`={sigma:.4g} is too small: pixel \d+ would lie"
         ):
+            layer(torch.zeros(1, 2, 4, 4), 200 + torch.rand(1, 3, 4, 4))
+        volume = VolumeCRFGrad(2, sigma_intensity=1e-9)
+        with pytest.raises(CoordinateRangeError, match=r"`sigma_intensity`=1e-09 is too small: voxel"):
+            volume(torch.zeros(1, 2, 2, 2, 2), 200 + torch.rand(1, 1, 2, 2, 2))
+
+    @pytest.mark.parametrize("name", ["unary_weight", "spatial_filters", "bilateral_taps"])
+    def test_parameters_that_diverged_are_named(self, name):
+        layer = CRFGrad(2)
+        with torch.no_grad():
+            getattr(layer, name).fill_(math.nan)
+        with pytest.raises(ValueError, match=f"`{name}` is not finite: training has diverged"):
             layer(torch.zeros(1, 2, 4, 4), torch.rand(1, 3, 4, 4) * 255)
+
+    def test_options_set_later_are_checked(self):
+        given = torch.zeros(1, 2, 4, 4), torch.rand(1, 3, 4, 4) * 255
+        layer = CRFGrad(2)
+        layer.inference = "gradent"
+        with pytest.raises(ValueError, match="`inference` must be one of"):
+            layer(*given)
+        layer.inference, layer.output = "gradient", "logit"
+        with pytest.raises(ValueError, match="`output` must be one of"):
+            layer(*given)
 
     def test_a_guide_from_0_to_1_is_warned_of(self):
         with pytest.warns(UserWarning, match="`guide` lies between .* but sigma_rgb=13 is in its units"):

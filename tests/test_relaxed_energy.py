@@ -49,9 +49,12 @@ def random_blocks(points, labels, scale=1.0, generator=None):
 
 
 def shares(points, labels, generator=None):
-    """Return points of the simplex, some of them at its corners."""
+    """Return points of the simplex, a third of them at its corners."""
     drawn = -torch.rand(points, labels, dtype=torch.float64, generator=generator).clamp(min=1e-9).log()
-    return drawn / drawn.sum(1, keepdim=True)
+    drawn = drawn / drawn.sum(1, keepdim=True)
+    whole = torch.nn.functional.one_hot(drawn.argmax(1), labels).double()
+    corner = torch.rand(points, 1, dtype=torch.float64, generator=generator) < 1 / 3
+    return torch.where(corner, whole, drawn)
 
 
 def dense(potential, like):
@@ -216,7 +219,7 @@ class TestPotentials:
             assert float(bound.max()) < 10 * float(largest) + 1e-9
 
     def test_the_spectrum_bounds_what_sums_cannot(self):
-        """On a large grid, the spectrum's bounds are within 60% of the extreme eigenvalues."""
+        """On a large grid, the spectrum's bounds are within 60% of the extreme eigenvalues, and are taken."""
         filters = 0.1 * torch.randn(2, 2, 5, 5, dtype=torch.float64)
         potential = SpatialPotential((1, 14, 15), filters)
         q = torch.zeros(210, 2)
@@ -226,7 +229,26 @@ class TestPotentials:
         lower, upper = spectral_bounds(potential.filters)
         assert -float(values[0]) <= float(lower) < -1.6 * float(values[0])
         assert float(values[-1]) <= float(upper) < 1.6 * float(values[-1])
+        assert potential.bounds() == (lower, upper)
         assert spectral_bounds(torch.zeros(400, 400, 9, 9)) is None
+
+    def test_the_spectrum_bounds_what_lies_between_its_frequencies(self):
+        """Waves half-way between two frequencies: on a long signal, 1.9% more than at either of them."""
+        steps = torch.arange(-4, 5, dtype=torch.float64)
+        wave = torch.cos(2 * math.pi * 4.5 / 32 * steps)
+        potts = 1 - torch.eye(2, dtype=torch.float64)
+        for sign in (1.0, -1.0):
+            potential = SpatialPotential((1, 300), sign * potts[:, :, None] * wave)
+            matrix = dense(potential, torch.zeros(300, 2, dtype=torch.float64))
+            signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(300) / math.sqrt(2)
+            across = signs.view(300, 2)
+            reduced = torch.einsum("ia,iajb,jb->ij", across, matrix.view(300, 2, 300, 2), across)
+            values = torch.linalg.eigvalsh(reduced)
+            lower, upper = spectral_bounds(potential.filters)
+            assert -float(values[0]) <= float(lower) + 1e-9
+            assert float(values[-1]) <= float(upper) + 1e-9
+            seen = torch.fft.fft(torch.nn.functional.pad(-sign * wave * (steps != 0), (0, 23))).abs().max()
+            assert max(-float(values[0]), float(values[-1])) > 1.005 * float(seen)
 
     def test_gradients_with_respect_to_the_filters(self):
         shape = (1, 3, 3)
@@ -266,18 +288,24 @@ class TestPotentials:
         torch.testing.assert_close(strips.message(q), potential.message(q))
 
     def test_other_devices_and_precisions(self, device):
+        """Measured in float32: 4e-6 bilateral, 1e-6 spatial."""
+        bilateral, _ = bilateral_case(5, 1, "symmetric", False)
+        spatial, _ = spatial_case("pixels")
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
-            potential, _ = bilateral_case(5, 1, "symmetric", False)
-            features = potential.lattice.features.to(device, dtype)
-            lattice, _ = neighbourhood_lattice(features / 1, 1)
-            taps = potential.taps.to(device, dtype)
-            q = shares(potential.num_points, 3).to(device, dtype)
-            other = BilateralPotential(lattice, taps, neighbourhood=1)
-            same, _ = neighbourhood_lattice(features.double().cpu() / 1, 1)
-            expected = BilateralPotential(same, taps.double().cpu(), neighbourhood=1).message(
-                q.double().cpu()
-            )
-            torch.testing.assert_close(other.message(q).double().cpu(), expected, rtol=0, atol=tolerance)
+            features = bilateral.lattice.features.to(device, dtype)
+            taps, filters = (part.to(device, dtype) for part in (bilateral.taps, spatial.filters))
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                there = BilateralPotential(neighbourhood_lattice(features, 1)[0], taps, neighbourhood=1)
+                pairs = [(there, bilateral.num_points), (SpatialPotential(spatial.shape, filters), 40)]
+                q = [shares(points, 3).to(device, dtype) for _, points in pairs]
+                messages = [potential.message(part) for (potential, _), part in zip(pairs, q, strict=True)]
+            same, _ = neighbourhood_lattice(features.double().cpu(), 1)
+            expected = BilateralPotential(same, taps.double().cpu(), neighbourhood=1)
+            for message, part, known in zip(messages, q, (expected, spatial), strict=True):
+                assert message.dtype == dtype
+                torch.testing.assert_close(
+                    message.double().cpu(), known.message(part.double().cpu()), rtol=0, atol=tolerance
+                )
 
     def test_the_gaussian_window_sums_to_one_without_its_centre(self):
         window = gaussian_window((5, 3), (2.0, 1.0))
@@ -377,7 +405,24 @@ class TestGraduatedDescent:
             difference = found - float(energy.of_labels(plain))
             lower += difference < -1e-9
             higher += difference > 1e-9
-        assert lower > 3 * higher
+        assert lower >= 10
+        assert higher <= 5
+
+    def test_begins_with_a_convex_energy(self):
+        """The second differences of what it descends first are those of M + diag(l): none is negative."""
+        for seed in range(20):
+            energy, q = random_energy(seed)
+            points, labels = q.shape
+            centre = torch.block_diag(*[torch.eye(labels, dtype=torch.float64) - 1 / labels] * points)
+            matrix = centre @ energy.potentials[0].matrix @ centre
+            convex = centre @ torch.diag(energy.bounds[0].repeat(1, labels).flatten()) @ centre
+            assert torch.linalg.eigvalsh(matrix + convex).min() > -1e-10
+            # The first step goes by that energy's gradient.
+            lower, upper = energy.bounds
+            step = 1.9 / (upper + lower).clamp(min=1.9 / 4)
+            first = graduated_descent(energy, q, iterations=1).relaxed
+            expected = project_simplex(q - step * (energy.gradient(q) + lower * q), 1)
+            torch.testing.assert_close(first, expected)
 
     def test_does_not_depend_on_the_start(self):
         """At first there is one minimum."""
@@ -478,9 +523,8 @@ class TestRounding:
         whole = torch.randint(labels, (points,))
         assert torch.equal(round_labels(energy, torch.nn.functional.one_hot(whole, labels).double()), whole)
 
-    def test_finds_the_optimum_of_a_relaxation(self):
+    def test_labels_lie_between_the_optimum_and_the_relaxation(self):
         """The relaxation is tight: the best labelling is no worse than relaxed labels."""
-        energy, _ = random_energy(2)
         points, labels = 6, 3
         energy = RelaxedEnergy(
             torch.randn(points, labels, dtype=torch.float64), [Written(random_blocks(points, labels))]
@@ -532,10 +576,61 @@ class TestWrongInput:
             projected_gradient(self.ENERGY, shares(4, 2), **options)
 
     def test_what_leaves_the_range_is_an_error(self):
-        energy = RelaxedEnergy(torch.full((4, 2), 1e30), [])
-        energy.potentials.append(Written(torch.full((4, 2, 4, 2), 3e38)))
+        energy = RelaxedEnergy(torch.full((4, 2), 1e30), [Written(torch.full((4, 2, 4, 2), 3e38))])
         with pytest.raises(ValueError, match=r"left the range of torch\.float32 within 2 iterations"):
             projected_gradient(energy, shares(4, 2).float(), iterations=2, step_size=1.0)
+
+    @pytest.mark.parametrize(
+        ("shape", "filters", "error", "message"),
+        [
+            ((1, 4, 4), torch.zeros(2, 2, 4, 3), ValueError, "odd size for each of 2 axes, got"),
+            ((1, 4, 4), torch.zeros(2, 1, 3, 3), ValueError, r"must have shape \(K, K, \*k\)"),
+            ((1, 4, 4), torch.zeros(2, 2, 3), ValueError, r"must have shape \(K, K, \*k\)"),
+            ((1, 4, 4), torch.zeros(2, 2, 3, 3).long(), TypeError, "`filters` must be float32 or float64"),
+            ((1, 4, 4), torch.full((2, 2, 3, 3), math.nan), ValueError, "`filters` must be finite"),
+            ((1, 2, 2, 2, 2), torch.zeros(2, 2, 3, 3, 3, 3), ValueError, "one to three axes"),
+        ],
+    )
+    def test_what_spatial_potentials_refuse(self, shape, filters, error, message):
+        with pytest.raises(error, match=message):
+            SpatialPotential(shape, filters)
+
+    @pytest.mark.parametrize(
+        ("taps", "options", "error", "message"),
+        [
+            (torch.zeros(6, 2, 2), {}, ValueError, r"shape \(O, K, K\) with O = 7, got \(6, 2, 2\)"),
+            (torch.zeros(7, 2, 3), {}, ValueError, r"shape \(O, K, K\)"),
+            (torch.zeros(7, 2, 2).double(), {}, TypeError, "`taps` must have the dtype of"),
+            (torch.full((7, 2, 2), math.inf), {}, ValueError, "`taps` must be finite"),
+            (torch.zeros(7, 2, 2), {"normalization": "before"}, ValueError, "`normalization` must be one of"),
+            (torch.zeros(7, 2, 2), {"constant": -1.0}, ValueError, "`constant` must be a finite number"),
+        ],
+    )
+    def test_what_bilateral_potentials_refuse(self, taps, options, error, message):
+        lattice, _ = neighbourhood_lattice(torch.rand(5, 2), 1)
+        with pytest.raises(error, match=message):
+            BilateralPotential(lattice, taps, neighbourhood=1, **options)
+
+    def test_what_energies_refuse(self):
+        potential = SpatialPotential((1, 2, 2), torch.zeros(2, 2, 3, 3))
+        with pytest.raises(TypeError, match=r"must be a list of potentials, got one; write \[potential\]"):
+            RelaxedEnergy(torch.zeros(4, 2), potential)
+        with pytest.raises(TypeError, match="must hold PairwisePotentials, got str"):
+            RelaxedEnergy(torch.zeros(4, 2), ["Potts"])
+        energy = RelaxedEnergy(torch.zeros(4, 2), [potential])
+        with pytest.raises(ValueError, match=r"`q` must have shape \(P, K\) = \(4, 2\), got \(1, 2\)"):
+            energy.value(torch.ones(1, 2))
+        for labels, message in (
+            ([0, 1, 2, 0], "below K = 2, got 2"),
+            ([0, -1, 0, 0], "0 or greater, got -1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                energy.of_labels(torch.tensor(labels))
+        with pytest.raises(TypeError, match="`labels` must hold integers"):
+            energy.of_labels(torch.zeros(4))
+        for minimise in (projected_gradient, graduated_descent, parallel_mean_field):
+            with pytest.raises(TypeError, match=r"`start` must be a torch\.Tensor, got list"):
+                minimise(energy, [[1, 0]] * 4, iterations=1)
 
     def test_potentials_over_other_points_are_refused(self):
         potential = SpatialPotential((1, 2, 2), torch.zeros(3, 3, 3, 3))

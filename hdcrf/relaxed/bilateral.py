@@ -24,11 +24,13 @@ from torch import Tensor
 from hdcrf.relaxed.energy import PairwisePotential, block_norms
 from lattice import PermutohedralLattice
 from lattice.learned_convolution import convolve
-from lattice.neighbourhood import gaussian_taps, opposite_taps, own_taps
+from lattice.neighbourhood import check_lattice, gaussian_taps, opposite_taps, own_taps, tap_count
+from voxel.checks import check_choice, check_finite, check_floating, check_positive, check_same_kind
+from voxel.precision import full_precision
 
 __all__ = ["BilateralPotential", "symmetric_taps"]
 
-_MOST_KEPT = 1 << 26  # elements of the own blocks, above which they are computed strip by strip each time
+_MOST_KEPT = 1 << 26  # elements of the own blocks, above which inference computes them strip by strip
 _STRIP = 1 << 21
 
 
@@ -41,9 +43,14 @@ class BilateralPotential(PairwisePotential):
             normalisation, between a vertex that carries λ and one an offset o away that carries μ.
         neighbourhood: s.
         normalization: "symmetric" or "none".
-        constant: c, for "none".
+        constant: c > 0, for "none", as `lattice.neighbourhood_lattice` gives it.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If one has the wrong shape, device or value.
     """
 
+    @full_precision
     def __init__(
         self,
         lattice: PermutohedralLattice,
@@ -53,6 +60,15 @@ class BilateralPotential(PairwisePotential):
         normalization: str = "symmetric",
         constant: float = 1.0,
     ) -> None:
+        check_lattice("lattice", lattice)
+        count = tap_count(lattice.dimension, neighbourhood)
+        check_floating("taps", taps)
+        if taps.dim() != 3 or taps.shape[0] != count or taps.shape[1] != taps.shape[2]:
+            raise ValueError(f"`taps` must have shape (O, K, K) with O = {count}, got {tuple(taps.shape)}")
+        check_same_kind("taps", taps, "features", lattice.features)
+        check_finite("taps", taps)
+        check_choice("normalization", normalization, ("symmetric", "none"))
+        check_positive("constant", constant)
         self.lattice, self.neighbourhood = lattice, neighbourhood
         self.num_points, self.num_labels = lattice.num_points, taps.shape[1]
         self.taps = symmetric_taps(taps, lattice.dimension, neighbourhood)
@@ -62,11 +78,12 @@ class BilateralPotential(PairwisePotential):
             self.root = self._filter(ones, weights.to(taps)[:, None, None]).rsqrt()  # R, (P, 1)
         else:
             self.root = ones * math.sqrt(constant)
-        columns, coefficients = own_taps(lattice, neighbourhood)
+        self._own_columns, coefficients = own_taps(lattice, neighbourhood)
         self._own_factors = coefficients * self.root.square()  # (P, m)
-        self._own_taps = self.taps[columns].flatten(1)  # (m, K²)
-        few = self.num_points * self.num_labels**2 <= _MOST_KEPT
-        self._own_blocks = self._blocks(slice(None)) if few else None
+        self._own_taps = self.taps[self._own_columns].flatten(1)  # (m, K²)
+        # Autograd would keep each iteration's strips.
+        keep = self.num_points * self.num_labels**2 <= _MOST_KEPT or torch.is_grad_enabled()
+        self._own_blocks = self._blocks(slice(None)) if keep else None
 
     def _blocks(self, points: slice) -> Tensor:
         """Return the blocks of i = j of some of the points, (n, K, K)."""
@@ -81,6 +98,7 @@ class BilateralPotential(PairwisePotential):
             convolve(self.lattice, vertices, taps.transpose(1, 2), self.neighbourhood)
         )
 
+    @full_precision
     def message(self, q: Tensor) -> Tensor:
         """Return M q, (P, K)."""
         return self.root * self._filter(self.root * q, self.taps) - self._own(q)
@@ -94,16 +112,16 @@ class BilateralPotential(PairwisePotential):
         return torch.cat([torch.bmm(self._blocks(strip), q[strip, :, None]) for strip in strips])[:, :, 0]
 
     @torch.no_grad()
+    @full_precision
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return the sums of the norms of the blocks, weighted by D^½ / D_i^½, (P, 1), for both sides.
+        """Return the sums of the norms of the blocks, weighted by R_i / R_j, (P, 1), for both sides.
 
         For a symmetric matrix N ≥ 0 and any x > 0, ⟨y, N y⟩ ≤ Σ_i (N x)_i / x_i · y_i². N holds the norms of
         the blocks, those of i = j left out, and x = 1 / R, which is close to its first eigenvector.
         """
         norms = block_norms(self.taps)
         everyone = self._filter(norms.new_ones((self.num_points, 1)), norms[:, None, None])
-        columns, _ = own_taps(self.lattice, self.neighbourhood)
-        own = self._own_factors @ norms[columns, None]
+        own = self._own_factors @ norms[self._own_columns, None]
         sums = (self.root.square() * everyone - own).clamp_(min=0)
         return sums, sums
 

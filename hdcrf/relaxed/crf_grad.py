@@ -47,8 +47,8 @@ class CRFGrad(GridGradientLayer):
         num_labels: K, 1 or more.
         channels: c, of the guide.
         iterations: T, 0 or more.
-        step_size: γ; or "auto", for each pixel half of the longest with which the energy cannot rise. Weights
-            that grow in training call for shorter steps, which "auto" takes.
+        step_size: γ; or "auto", for each pixel close to the longest of which a bound shows that the energy
+            cannot rise. Weights that grow in training call for shorter steps, which "auto" takes.
         unary_weight: w_u.
         window: Width of the window of k in pixels, odd; None for no spatial potentials.
         spatial_weight: What k starts at: so many times a Gaussian window that sums to one, for every pair of
@@ -63,8 +63,8 @@ class CRFGrad(GridGradientLayer):
         epsilon: ε, which bounds what an overconfident network can say.
         normalization: Of k', as the Gaussian that it starts at has it: "symmetric" or "none".
         learn: Which parameters are trained: any of "unary", "spatial", "bilateral" and "bandwidths".
-        inference: "gradient"; "graduated", which finds lower energies with some 50 iterations or more, and
-            takes neither step size nor leak; or "mean_field" on the same energy, to compare.
+        inference: "gradient"; "graduated", which finds lower energies from some 20 iterations on; or
+            "mean_field" on the same energy, to compare. These two take neither step size nor leak.
         output: What `forward` returns: "relaxed" labels q on the simplex, or "logits", -∂E/∂q: what each
             pixel makes of its unary costs and of the others' labels. They are for a loss that applies softmax
             itself, and pass on gradients where q has become whole labels.
@@ -268,6 +268,7 @@ class PointCRFGrad(GradientLayer):
         check_same_kind("features", features, "logits", logits)
         if batch is not None:
             check_batch_index("batch", batch, len(logits), logits)
+        self._check_parameters()
         return RelaxedEnergy(self._unary(logits), self._bilateral(features, batch, None, "point"))
 
     def infer(

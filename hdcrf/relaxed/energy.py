@@ -24,10 +24,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from voxel.checks import check_finite, check_matrix, check_same_kind
+from voxel.checks import check_batch_index, check_finite, check_matrix, check_same_kind
 from voxel.precision import full_precision
 
-__all__ = ["PairwisePotential", "RelaxedEnergy", "block_norms"]
+__all__ = ["PairwisePotential", "RelaxedEnergy", "block_norms", "without_means"]
 
 
 class PairwisePotential(ABC):
@@ -53,17 +53,21 @@ class RelaxedEnergy:
 
     Args:
         unary: ψ, (P, K) float32 or float64.
-        potentials: Whose sum M is. None at all leaves the unary costs.
+        potentials: Whose sum M is. An empty list leaves the unary costs.
 
     Raises:
-        TypeError: If the unary costs are not floating.
+        TypeError: If the unary costs are not floating, or a potential is none.
         ValueError: If they are not a finite matrix, or potentials are over other points or labels.
     """
 
     def __init__(self, unary: Tensor, potentials: Sequence[PairwisePotential]) -> None:
         check_matrix("unary", unary, "(P, K)")
         check_finite("unary", unary)
+        if isinstance(potentials, PairwisePotential):
+            raise TypeError("`potentials` must be a list of potentials, got one; write [potential]")
         for potential in potentials:
+            if not isinstance(potential, PairwisePotential):
+                raise TypeError(f"`potentials` must hold PairwisePotentials, got {type(potential).__name__}")
             expected = (potential.num_points, potential.num_labels)
             if tuple(unary.shape) != expected:
                 raise ValueError(
@@ -71,7 +75,7 @@ class RelaxedEnergy:
                     f"got {tuple(unary.shape)}"
                 )
         self.unary = unary
-        self.potentials = list(potentials)
+        self.potentials = tuple(potentials)
 
     def check(self, name: str, q: Tensor) -> None:
         """Raise unless q is finite, has the shape of the unary costs, their dtype and device."""
@@ -86,6 +90,8 @@ class RelaxedEnergy:
     @full_precision
     def message(self, q: Tensor) -> Tensor:
         """Return M q: (P, K)."""
+        if q.shape != self.unary.shape:
+            raise ValueError(f"`q` must have shape (P, K) = {tuple(self.unary.shape)}, got {tuple(q.shape)}")
         if not self.potentials:
             return torch.zeros_like(q)
         total = self.potentials[0].message(q)
@@ -104,7 +110,11 @@ class RelaxedEnergy:
 
     def of_labels(self, labels: Tensor) -> Tensor:
         """Return E of a labelling (P,) of integers, a float64 scalar."""
-        return self.value(torch.nn.functional.one_hot(labels.long(), self.unary.shape[1]).to(self.unary))
+        points, count = self.unary.shape
+        check_batch_index("labels", labels, points, self.unary)
+        if points and int(labels.max()) >= count:
+            raise ValueError(f"`labels` must be below K = {count}, got {int(labels.max())}")
+        return self.value(torch.nn.functional.one_hot(labels.long(), count).to(self.unary))
 
     @cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +133,11 @@ class RelaxedEnergy:
 
 def block_norms(blocks: Tensor) -> Tensor:
     """Return how far K × K blocks W (…, K, K) can stretch what sums to zero, ‖C W C‖₂ with C = 1 - 11ᵀ/K."""
-    centred = blocks - blocks.mean(-1, keepdim=True)
-    centred = centred - centred.mean(-2, keepdim=True)
-    norms: Tensor = torch.linalg.matrix_norm(centred, 2)
+    norms: Tensor = torch.linalg.matrix_norm(without_means(blocks, -1, -2), 2)
     return norms
+
+
+def without_means(blocks: Tensor, first: int, second: int) -> Tensor:
+    """Return C W C, blocks without their means along the two dimensions of labels."""
+    centred = blocks - blocks.mean(first, keepdim=True)
+    return centred - centred.mean(second, keepdim=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypedDict
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from hdcrf.features import batch_index
 from hdcrf.layer_inputs import (
     bandwidth_in_range,
+    built,
     check_grid,
     checked_learn,
-    explained_range_error,
     number_parameter,
     warn_of_range,
     working_precision,
@@ -33,9 +33,8 @@ from hdcrf.relaxed.projected_gradient import (
 )
 from hdcrf.relaxed.rounding import round_labels
 from hdcrf.relaxed.spatial import SpatialPotential, gaussian_window
-from lattice import neighbourhood_lattice
+from lattice import PermutohedralLattice, neighbourhood_lattice
 from lattice.neighbourhood import gaussian_taps, tap_count
-from voxel import CoordinateRangeError
 from voxel.backend import BACKENDS
 from voxel.checks import (
     check_choice,
@@ -48,6 +47,8 @@ from voxel.precision import full_precision
 __all__ = ["GradientLayer", "GradientOptions", "GridGradientLayer"]
 
 _LEARNABLE = ("unary", "spatial", "bilateral", "bandwidths")
+_INFERENCES = ("gradient", "graduated", "mean_field")
+_OUTPUTS = ("relaxed", "logits")
 _WIDEST = 255  # of a window of filters
 _MOST_BYTES = 1 << 34
 
@@ -67,7 +68,7 @@ class GradientOptions(TypedDict, total=False):
     backend: str
 
 
-class GradientLayer(nn.Module):
+class GradientLayer(nn.Module, ABC):
     """What the layers share: parameters, options, and inference on the energy that each builds.
 
     Args:
@@ -108,8 +109,8 @@ class GradientLayer(nn.Module):
         self.leak = check_leak(leak)
         self.epsilon = check_positive("epsilon", epsilon)
         self.normalization = check_choice("normalization", normalization, ("symmetric", "none"))
-        self.inference = check_choice("inference", inference, ("gradient", "graduated", "mean_field"))
-        self.output = check_choice("output", output, ("relaxed", "logits"))
+        self.inference = check_choice("inference", inference, _INFERENCES)
+        self.output = check_choice("output", output, _OUTPUTS)
         self.backend = check_choice("backend", backend, BACKENDS)
         self._learned = checked_learn(learn, _LEARNABLE)
         self.unary_weight = number_parameter("unary_weight", unary_weight, "unary" in self._learned)
@@ -119,12 +120,17 @@ class GradientLayer(nn.Module):
         if neighbourhood is not None:
             _check_size(tap_count(dimension, neighbourhood), self.num_labels)
             taps, _ = gaussian_taps(dimension, neighbourhood)
-            self.bilateral_taps = self._potts(taps[:, None, None] * weight, "bilateral")
+            self.bilateral_taps = nn.Parameter(self._potts(taps * weight), "bilateral" in self._learned)
 
-    def _potts(self, kernel: Tensor, name: str) -> nn.Parameter:
-        """Return a kernel (…, 1, 1) times the Potts compatibility (K, K) as a parameter."""
-        start = (kernel * (1 - torch.eye(self.num_labels, dtype=kernel.dtype))).float()
-        return nn.Parameter(start, requires_grad=name in self._learned)
+    def _potts(self, kernel: Tensor) -> Tensor:
+        """Return a kernel (…) times the Potts compatibility: (…, K, K) float32."""
+        return (kernel[..., None, None] * (1 - torch.eye(self.num_labels, dtype=kernel.dtype))).float()
+
+    def _check_parameters(self) -> None:
+        """Raise, naming it, if training has brought a parameter out of range."""
+        for name, parameter in self.named_parameters():
+            if not bool(torch.isfinite(parameter.detach()).all()):
+                raise ValueError(f"`{name}` is not finite: training has diverged; lower the learning rate")
 
     def _bilateral(
         self, features: Tensor, batch: Tensor | None, axes: Sequence[str] | None, point: str
@@ -139,14 +145,12 @@ class GradientLayer(nn.Module):
         """
         if self.bilateral_taps is None or self.neighbourhood is None:
             return []
-        try:
-            lattice, constant = neighbourhood_lattice(
-                features, self.neighbourhood, batch=batch, backend=self.backend
-            )
-        except CoordinateRangeError as error:
-            if axes is None:
-                raise
-            raise explained_range_error(error, self, features, axes, point) from error
+        neighbourhood = self.neighbourhood
+
+        def build() -> tuple[PermutohedralLattice, float]:
+            return neighbourhood_lattice(features, neighbourhood, batch=batch, backend=self.backend)
+
+        lattice, constant = built(build, self, features, axes, point) if axes is not None else build()
         taps = self.bilateral_taps.to(features)
         return [
             BilateralPotential(
@@ -174,6 +178,7 @@ class GradientLayer(nn.Module):
     ) -> RelaxedResult:
         start = torch.softmax(self._rows(working_precision(logits)), 1)
         common: dict[str, Any] = {"iterations": self.iterations, "track": track, "progress": progress}
+        check_choice("inference", self.inference, _INFERENCES)
         if self.inference == "mean_field":
             return parallel_mean_field(energy, start, **common)
         if self.inference == "graduated":
@@ -199,7 +204,7 @@ class GradientLayer(nn.Module):
         """Return what `forward` returns."""
         energy = self.energy(logits, *guides)
         rows = self._minimise(energy, logits, self.leak if self.training else 0.0).relaxed
-        if self.output == "logits":
+        if check_choice("output", self.output, _OUTPUTS) == "logits":
             rows = -energy.gradient(rows)
         return self._shaped(rows, logits).to(logits.dtype)
 
@@ -271,8 +276,8 @@ class GridGradientLayer(GradientLayer):
             raise ValueError(f"`window` must be odd, so that it has a centre, got {window}")
         _check_size(window ** len(sigmas), self.num_labels)
         kernel = gaussian_window([window] * len(sigmas), sigmas) * weight
-        potts = self._potts(kernel[..., None, None], "spatial").movedim((-2, -1), (0, 1))
-        self.spatial_filters = nn.Parameter(potts.detach().contiguous(), "spatial" in self._learned)
+        potts = self._potts(kernel).movedim((-2, -1), (0, 1)).contiguous()
+        self.spatial_filters = nn.Parameter(potts, "spatial" in self._learned)
 
     @abstractmethod
     def _features(self, guide: Tensor) -> Tensor:
@@ -315,6 +320,7 @@ class GridGradientLayer(GradientLayer):
                 f"`guide` must have {self.channels} channels, as the layer was made for, got "
                 f"{guide.shape[1]}; make it with channels={guide.shape[1]}"
             )
+        self._check_parameters()
         batch, _, *sizes = logits.shape
         potentials: list[PairwisePotential] = []
         if self.spatial_filters is not None:

@@ -95,7 +95,7 @@ def projected_gradient(
 
     Args:
         energy: E, over P points and K labels.
-        start: q⁰, (P, K).
+        start: q⁰, (P, K), on the simplex.
         iterations: T, 0 or more.
         step_size: γ, or "auto", with which the energy does not rise (without a leak): a step for each point.
         leak: Slope of the projection below zero, 0 to 1; above 0 the result leaves the simplex.
@@ -111,6 +111,7 @@ def projected_gradient(
         TypeError: If an argument has the wrong type.
         ValueError: If one has the wrong value, or the numbers leave the range of their dtype.
     """
+    energy.check("start", start)
     slope = check_leak(leak)
     size = check_step_size(step_size)
     native = uses_native(backend, start)
@@ -136,6 +137,7 @@ def parallel_mean_field(
     Returns:
         The marginals and their expected energies E(q).
     """
+    energy.check("start", start)
 
     def update(q: Tensor, message: Tensor) -> Tensor:
         return torch.softmax(-(energy.unary + message), 1)
@@ -151,8 +153,7 @@ def iterated(
     track: bool,
     progress: Callable[[int], object] | None,
 ) -> RelaxedResult:
-    """Return what `iterations` updates, of q and its message M q, make of a start."""
-    energy.check("start", q)
+    """Return what `iterations` updates, of q and its message M q, make of a checked start."""
     check_count("iterations", iterations, 0)
     check_flag("track", track)
     if progress is not None and not callable(progress):
@@ -163,16 +164,17 @@ def iterated(
     for iteration in range(iterations):
         message = energy.message(q)
         if track:
-            energies.append(energy.value(q, message).detach())
+            energies.append(energy.value(q.detach(), message.detach()).detach())
         q = update(q, message)
         if progress is not None:
             progress(iteration + 1)
     if not bool(torch.isfinite(q.detach()).all()):
         raise ValueError(
             f"the relaxed labels left the range of {q.dtype} within {iterations} iterations; lower the "
-            "potentials, or the step size"
+            "potentials, or the step size if there is one"
         )
     if not track:
         return RelaxedResult(q, iterations)
-    energies.append(energy.value(q).detach())
+    with torch.no_grad():
+        energies.append(energy.value(q).detach())
     return RelaxedResult(q, iterations, torch.stack(energies))

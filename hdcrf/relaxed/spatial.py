@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hdcrf.relaxed.energy import PairwisePotential, block_norms
+from hdcrf.relaxed.energy import PairwisePotential, block_norms, without_means
+from voxel.checks import check_finite, check_floating
+from voxel.precision import full_precision
 
 __all__ = ["SpatialPotential", "gaussian_window", "symmetric_filters"]
 
-_MOST_SPECTRUM = 1 << 27  # frequencies times K³, above which the spectrum takes longer than a message
+_MOST_SPECTRUM = 1 << 27  # frequencies times K³: a second or so; 9 x 9 and 21 labels, 2^23, take 0.1 s
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
@@ -35,10 +37,26 @@ class SpatialPotential(PairwisePotential):
             The B grids do not see each other.
         filters: w (K, K, *k), every size odd; w[λ, μ, δ + s] is the energy added when a place carries λ and
             the place δ from it carries μ.
+
+    Raises:
+        TypeError: If the filters are not floating.
+        ValueError: If they do not fit the grid's axes, have another shape, or are not finite.
     """
 
     def __init__(self, shape: Sequence[int], filters: Tensor) -> None:
         self.shape = tuple(shape)
+        axes = len(self.shape) - 1
+        if axes not in _CONVOLUTIONS:
+            raise ValueError(f"`shape` must be (B, *S) with one to three axes, got {self.shape}")
+        check_floating("filters", filters)
+        sizes = filters.shape[2:]
+        square = filters.dim() == 2 + axes and filters.shape[0] == filters.shape[1]
+        if not square or any(size % 2 == 0 for size in sizes):
+            raise ValueError(
+                f"`filters` must have shape (K, K, *k) with an odd size for each of {axes} axes, "
+                f"got {tuple(filters.shape)}"
+            )
+        check_finite("filters", filters)
         self.num_points = math.prod(self.shape)
         self.num_labels = filters.shape[0]
         self.filters = symmetric_filters(filters)
@@ -47,14 +65,19 @@ class SpatialPotential(PairwisePotential):
         """Convolve (P, C) values with (C', C, *k) filters; beyond the grid are zeros."""
         images = values.reshape(*self.shape, -1).movedim(-1, 1)  # seen by channels last: nothing is copied
         padding = [size // 2 for size in filters.shape[2:]]
-        convolved: Tensor = _CONVOLUTIONS[len(padding)](images, filters, padding=padding)
+        # TF32, cuDNN's default, has three digits: energies would seem to rise. The backward pass may use it.
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+            convolved: Tensor = _CONVOLUTIONS[len(padding)](images, filters, padding=padding)
         return convolved.movedim(1, -1).reshape(self.num_points, -1)
 
+    @full_precision
     def message(self, q: Tensor) -> Tensor:
         """Return the convolution of q, (P, K)."""
         return self._convolve(q, self.filters)
 
     @torch.no_grad()
+    @full_precision
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the better of two bounds on either side: sums of norms, and the spectrum.
 
@@ -87,11 +110,9 @@ def spectral_bounds(filters: Tensor) -> tuple[Tensor, Tensor] | None:
     counts = [max(1, 8 * reach) for reach in reaches]
     if math.prod(counts) * labels**3 > _MOST_SPECTRUM:
         return None
-    centred = filters - filters.mean(0, keepdim=True)
-    centred = centred - centred.mean(1, keepdim=True)
     margins = [count - size for count, size in zip(counts, filters.shape[2:], strict=True)]
-    padded = functional.pad(centred, [side for margin in reversed(margins) for side in (0, margin)])
-    padded = padded.roll([-reach for reach in reaches], axes)
+    ends = [side for margin in reversed(margins) for side in (0, margin)]
+    padded = functional.pad(without_means(filters, 0, 1), ends).roll([-reach for reach in reaches], axes)
     # At opposite frequencies the eigenvalues are the same.
     values = torch.linalg.eigvalsh(torch.fft.rfftn(padded, dim=axes).movedim((0, 1), (-2, -1)))
     between = math.prod(1 / math.cos(math.pi * reach / max(1, 8 * reach)) for reach in reaches)
