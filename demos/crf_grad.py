@@ -28,7 +28,7 @@ from hdcrf.pictures import convergence_plot, filter_plot
 
 HERE = Path(__file__).parent
 NAMES = ("paper", "ink")
-NOISE = 80.0  # standard deviation, in grey values
+NOISE = 60.0  # standard deviation, in grey values
 WEIGHTS, SIGMAS = (0.0, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
 
 
