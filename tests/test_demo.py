@@ -138,7 +138,7 @@ def test_learned_filters_read_a_page(tmp_path):
     # A proxy that answers nobody: the page must not be fetched.
     result = run(
         "--steps",
-        "40",
+        "80",
         "--out-dir",
         str(tmp_path / "out"),
         demo=DEMO.with_name("crf_grad.py"),
@@ -151,5 +151,5 @@ def test_learned_filters_read_a_page(tmp_path):
     found = dict(re.findall(r"^(\S.*?) +[\d.]+ +([\d.]+)$", result.stdout, re.MULTILINE))
     learned = float(found.pop("learned filters"))
     assert set(found) == {"each pixel alone", "the best Gaussian"}
-    # Measured: 23.7, 23.7 and 54.
+    # Measured: 23.7, 23.7 and 55.4.
     assert learned > 2 * max(map(float, found.values()))
