@@ -281,6 +281,14 @@ class TestImages:
         assert torch.equal(layer(logits, guide).argmax(1), logits.argmax(1))
         assert torch.equal(layer.labels(logits, guide), logits.argmax(1))
 
+    def test_without_bilateral_potentials_no_guide_is_needed(self):
+        layer, (logits, guide) = scrambled(make("image", neighbourhood=None)).eval(), inputs("image")
+        assert torch.equal(layer(logits), layer(logits, guide))
+        assert torch.equal(layer.labels(logits), layer.labels(logits, guide))
+        assert "window=3" in repr(layer)
+        with pytest.raises(ValueError, match="`guide` is needed, as the layer has bilateral potentials"):
+            make("image")(logits)
+
     def test_one_label_and_one_pixel(self):
         assert torch.equal(
             CRFGrad(1).eval()(torch.zeros(1, 1, 3, 4), torch.rand(1, 3, 3, 4) * 255).min(), torch.tensor(1.0)

@@ -30,7 +30,7 @@ class Written(PairwisePotential):
 
     def __init__(self, blocks):
         self.num_points, self.num_labels = blocks.shape[:2]
-        self.matrix = blocks.reshape(self.num_points * self.num_labels, -1)
+        self.matrix = self.like = blocks.reshape(self.num_points * self.num_labels, -1)
 
     def message(self, q):
         return (self.matrix @ q.flatten()).view(q.shape)
@@ -516,6 +516,25 @@ class TestRounding:
         rounded = round_labels(energy, q)
         assert float(energy.of_labels(rounded)) <= float(energy.value(q))
         assert len(calls) < 20
+
+    def test_items_of_a_batch_are_rounded_each_by_itself(self):
+        """One whose energy would rise does not hide behind others whose energy falls."""
+        for seed in range(40):
+            torch.manual_seed(seed)
+            filters = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+            unary, q = torch.randn(3 * 36, 2, dtype=torch.float64), shares(3 * 36, 2)
+            batch = torch.arange(3).repeat_interleave(36)
+            together = RelaxedEnergy(unary, [SpatialPotential((3, 6, 6), filters)], batch)
+            labels = round_labels(together, q)
+            for i in range(3):
+                alone = RelaxedEnergy(unary[batch == i], [SpatialPotential((1, 6, 6), filters)])
+                part = labels[batch == i]
+                assert torch.equal(part, round_labels(alone, q[batch == i]))
+                assert float(alone.of_labels(part)) <= float(alone.value(q[batch == i])) + 1e-10
+
+    def test_no_points(self):
+        empty = torch.zeros(0, 2)
+        assert round_labels(RelaxedEnergy(empty, []), empty).shape == (0,)
 
     def test_keeps_whole_labels(self):
         energy, _ = random_energy(11)

@@ -71,7 +71,7 @@ class BilateralPotential(PairwisePotential):
         check_positive("constant", constant)
         self.lattice, self.neighbourhood = lattice, neighbourhood
         self.num_points, self.num_labels = lattice.num_points, taps.shape[1]
-        self.taps = symmetric_taps(taps, lattice.dimension, neighbourhood)
+        self.taps = self.like = symmetric_taps(taps, lattice.dimension, neighbourhood)
         ones = taps.new_ones((self.num_points, 1))
         if normalization == "symmetric":
             weights, _ = gaussian_taps(lattice.dimension, neighbourhood)

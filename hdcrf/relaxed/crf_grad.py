@@ -269,7 +269,7 @@ class PointCRFGrad(GradientLayer):
         if batch is not None:
             check_batch_index("batch", batch, len(logits), logits)
         self._check_parameters()
-        return RelaxedEnergy(self._unary(logits), self._bilateral(features, batch, None, "point"))
+        return RelaxedEnergy(self._unary(logits), self._bilateral(features, batch, None, "point"), batch)
 
     def infer(
         self,

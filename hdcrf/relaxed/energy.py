@@ -35,6 +35,7 @@ class PairwisePotential(ABC):
 
     num_points: int
     num_labels: int
+    like: Tensor  # of its dtype, on its device
 
     @abstractmethod
     def message(self, q: Tensor) -> Tensor:
@@ -54,13 +55,17 @@ class RelaxedEnergy:
     Args:
         unary: ψ, (P, K) float32 or float64.
         potentials: Whose sum M is. An empty list leaves the unary costs.
+        batch: (P,) integers: the item of each point, where there are several that do not interact. What is
+            decided for an item, such as how it is rounded, then does not depend on the others.
 
     Raises:
         TypeError: If the unary costs are not floating, or a potential is none.
         ValueError: If they are not a finite matrix, or potentials are over other points or labels.
     """
 
-    def __init__(self, unary: Tensor, potentials: Sequence[PairwisePotential]) -> None:
+    def __init__(
+        self, unary: Tensor, potentials: Sequence[PairwisePotential], batch: Tensor | None = None
+    ) -> None:
         check_matrix("unary", unary, "(P, K)")
         check_finite("unary", unary)
         if isinstance(potentials, PairwisePotential):
@@ -74,7 +79,10 @@ class RelaxedEnergy:
                     f"`unary` must have shape (P, K) = {expected}, as `potentials` have, "
                     f"got {tuple(unary.shape)}"
                 )
-        self.unary = unary
+            check_same_kind("potentials", potential.like, "unary", unary)
+        if batch is not None:
+            check_batch_index("batch", batch, len(unary), unary)
+        self.unary, self.batch = unary, batch
         self.potentials = tuple(potentials)
 
     def check(self, name: str, q: Tensor) -> None:

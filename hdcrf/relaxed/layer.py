@@ -283,14 +283,14 @@ class GridGradientLayer(GradientLayer):
     def _features(self, guide: Tensor) -> Tensor:
         """Lift the points of the guide."""
 
-    def forward(self, logits: Tensor, guide: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, guide: Tensor | None = None) -> Tensor:
         """Refine unary logits, guided by values on the same grid.
 
         Args:
             logits: (B, K, *S) float32 or float64: log-probabilities up to a constant for each point. Half
                 precision is computed in float32.
-            guide: (B, c, *S) with `channels` channels, floating or integers. It is not used where there are
-                no bilateral potentials.
+            guide: (B, c, *S) with `channels` channels, floating or integers. None will do where there are no
+                bilateral potentials.
 
         Returns:
             (B, K, *S): relaxed labels, or logits of them, as `output` says, in the dtype of the logits.
@@ -303,7 +303,7 @@ class GridGradientLayer(GradientLayer):
         return self._refined(logits, guide)
 
     @full_precision
-    def energy(self, logits: Tensor, guide: Tensor) -> RelaxedEnergy:
+    def energy(self, logits: Tensor, guide: Tensor | None = None) -> RelaxedEnergy:
         """Return the energy over the P = B·|S| points of the grid, the last axis of S running fastest.
 
         Args:
@@ -314,6 +314,10 @@ class GridGradientLayer(GradientLayer):
             TypeError, ValueError: As `forward`.
         """
         logits = working_precision(logits)
+        if guide is None:
+            if self.bilateral_taps is not None:
+                raise ValueError("`guide` is needed, as the layer has bilateral potentials, got None")
+            guide = logits.new_zeros((*logits.shape[:1], self.channels, *logits.shape[2:]))
         check_grid(logits, guide, self.num_labels, self._sizes)
         if guide.shape[1] != self.channels:
             raise ValueError(
@@ -322,6 +326,7 @@ class GridGradientLayer(GradientLayer):
             )
         self._check_parameters()
         batch, _, *sizes = logits.shape
+        items = batch_index(batch, math.prod(sizes), logits.device)
         potentials: list[PairwisePotential] = []
         if self.spatial_filters is not None:
             potentials.append(SpatialPotential((batch, *sizes), self.spatial_filters.to(logits)))
@@ -329,15 +334,14 @@ class GridGradientLayer(GradientLayer):
             sigma = float(bandwidth_in_range(self, self._guide_bandwidth).detach())
             warn_of_range("guide", guide, self._guide_bandwidth, sigma)
             features = self._features(guide.to(logits.dtype))
-            index = batch_index(batch, math.prod(sizes), logits.device)
             axes = [*self._axes, *[self._guide_bandwidth] * self.channels]
-            potentials += self._bilateral(features, index, axes, self._place)
-        return RelaxedEnergy(self._unary(self._rows(logits)), potentials)
+            potentials += self._bilateral(features, items, axes, self._place)
+        return RelaxedEnergy(self._unary(self._rows(logits)), potentials, items)
 
     def infer(
         self,
         logits: Tensor,
-        guide: Tensor,
+        guide: Tensor | None = None,
         *,
         track: bool = False,
         progress: Callable[[int], object] | None = None,
@@ -358,12 +362,16 @@ class GridGradientLayer(GradientLayer):
         """
         return self._inferred(logits, guide, track=track, progress=progress)
 
-    def labels(self, logits: Tensor, guide: Tensor) -> Tensor:
+    def labels(self, logits: Tensor, guide: Tensor | None = None) -> Tensor:
         """Refine without a leak, and round to labels (B, *S), int64, whose energy is no higher.
 
         Arguments and errors as `forward`. See `hdcrf.round_labels`.
         """
         return self._labelled(logits, guide)
+
+    def extra_repr(self) -> str:
+        """Describe the model in `repr`."""
+        return f"{super().extra_repr()}, window={self.window}"
 
     def _rows(self, logits: Tensor) -> Tensor:
         return logits.movedim(1, -1).reshape(-1, logits.shape[1])

@@ -59,7 +59,7 @@ class SpatialPotential(PairwisePotential):
         check_finite("filters", filters)
         self.num_points = math.prod(self.shape)
         self.num_labels = filters.shape[0]
-        self.filters = symmetric_filters(filters)
+        self.filters = self.like = symmetric_filters(filters)
 
     def _convolve(self, values: Tensor, filters: Tensor) -> Tensor:
         """Convolve (P, C) values with (C', C, *k) filters; beyond the grid are zeros."""
