@@ -4,7 +4,8 @@
 
 A scanned page is drowned in noise, and each pixel is to be ink or paper. A Gaussian potential can only say
 that neighbours are mostly alike, which wears thin strokes away. CRF-Grad learns from one half of the page
-which pairs of labels go together at which shift, and is then checked on the other half.
+which pairs of labels go together at which shift, and is then checked on the other half. The Gaussian gets the
+weight, the width and the prior of ink, up to how rare it is, that do best on the first half.
 
 Needs `pip install "hdcrf[images]" scikit-image`, which brings the page.
 """
@@ -28,8 +29,8 @@ from hdcrf.pictures import convergence_plot, filter_plot
 
 HERE = Path(__file__).parent
 NAMES = ("paper", "ink")
-NOISE = 60.0  # standard deviation, in grey values
-WEIGHTS, SIGMAS = (0.0, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
+NOISE = 80.0  # standard deviation, in grey values
+PRIORS, WEIGHTS, SIGMAS = (0.0, 0.5, 1.0), (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), (0.5, 0.7, 1.0, 2.0)
 
 
 @click.command()
@@ -62,10 +63,15 @@ def main(out_dir: Path, steps: int) -> None:
     clean = torch.tensor(levels)[truth]  # the shades of the page would tell more than any filter
 
     def noisy(half: slice) -> tuple[Tensor, Tensor]:
-        """Return a noisy half of the page (1, 1, H, W), and the logits (1, 2, H, W) of its grey values."""
+        """Return a noisy half of the page (1, 1, H, W), and logits (1, 2, H, W) of its grey values."""
         seen = clean[:, half] + NOISE * torch.randn(clean[:, half].shape)
         logits = torch.stack([-((seen - level) ** 2) / (2 * NOISE**2) for level in levels])
-        return seen[None, None], logits[None] + share.log()[:, None, None]
+        return seen[None, None], logits[None]
+
+    def with_prior(given: tuple[Tensor, Tensor], prior: float) -> tuple[Tensor, Tensor]:
+        """Return the logits with a part of what is known of how much ink there is."""
+        guide, logits = given
+        return guide, logits + prior * share.log()[:, None, None]
 
     checked = noisy(halves[1])
     known = truth[:, halves[1]]
@@ -74,7 +80,7 @@ def main(out_dir: Path, steps: int) -> None:
         names = ("unary", "spatial") if learn else ()
         return hdcrf.CRFGrad(
             2, channels=1, neighbourhood=None, spatial_weight=weight, spatial_sigma=sigma, learn=names,
-            output="logits",
+            iterations=5 if learn else 15, output="logits",
         )  # fmt: skip
 
     def overlap(crf: hdcrf.CRFGrad | None, given: tuple[Tensor, Tensor], labels: Tensor) -> float:
@@ -88,21 +94,37 @@ def main(out_dir: Path, steps: int) -> None:
         return logits.argmax(1)[0] if crf is None else crf.labels(logits, guide)[0]
 
     fitted = noisy(halves[0])
-    grid = [spatial(*values, learn=False).eval() for values in itertools.product(WEIGHTS, SIGMAS)]
-    gaussian = max(grid, key=lambda crf: overlap(crf, fitted, truth[:, halves[0]]))
-    learned = spatial(0.0, 1.0, learn=True)
+    known_first = truth[:, halves[0]]
+    alone = max(PRIORS, key=lambda prior: overlap(None, with_prior(fitted, prior), known_first))
+    grid = list(itertools.product(PRIORS, WEIGHTS, SIGMAS))
+    prior, weight, sigma = max(
+        grid,
+        key=lambda chosen: overlap(
+            spatial(*chosen[1:], learn=False), with_prior(fitted, chosen[0]), known_first
+        ),
+    )
+    learned = spatial(1.0, 1.0, learn=True)
     train(learned, lambda: noisy(halves[0]), truth[None, :, halves[0]], steps)
 
-    ways = {"each pixel alone": None, "the best Gaussian": gaussian, "learned filters": learned}
-    click.echo(f"The best Gaussian: weight {float(gaussian.spatial_filters.detach()[0, 1].sum()):.3g}.")
+    click.echo(f"The best Gaussian: weight {weight:g}, sigma {sigma:g}, {prior:g} of the prior.")
+    ways = {
+        "each pixel alone": (None, alone),
+        "the best Gaussian": (spatial(weight, sigma, learn=False), prior),
+        "learned filters": (learned, 0.0),
+    }
     click.echo(f"{'IoU of ink in percent':22}{'learned half':>14}{'other half':>14}")
-    for name, crf in ways.items():
-        shares = [overlap(crf, fitted, truth[:, halves[0]]), overlap(crf, checked, known)]
+    for name, (crf, part) in ways.items():
+        shares = [
+            overlap(crf, with_prior(fitted, part), known_first),
+            overlap(crf, with_prior(checked, part), known),
+        ]
         click.echo(f"{name:22}{shares[0]:14.1f}{shares[1]:14.1f}")
 
     shades = np.array([[225, 225, 225], [0, 0, 0]], np.uint8)
     pictures = [checked[0][0, 0].clamp(0, 255).byte().numpy()[..., None].repeat(3, 2)]
-    pictures += [shades[read(crf, checked).numpy()] for crf in ways.values()] + [shades[known.numpy()]]
+    pictures += [shades[read(crf, with_prior(checked, part)).numpy()] for crf, part in ways.values()] + [
+        shades[known.numpy()]
+    ]
     pictures.append(scan[:, halves[1], None].repeat(3, 2))
     titles = ["noisy page", *ways, "truth", "page"]
     energies = convergence(learned, checked)
