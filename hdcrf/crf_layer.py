@@ -15,6 +15,7 @@ from hdcrf.gaussian_filter import METHODS, build_filter
 from hdcrf.layer_inputs import (
     bandwidth_in_range,
     built,
+    check_progress,
     checked_learn,
     log_parameter,
     number_parameter,
@@ -188,11 +189,7 @@ class CRFLayer(nn.Module, ABC):
         """Run mean field on (P, K) logits."""
         check_flag("track", track)
         check_flag("return_logits", return_logits)
-        if progress is not None and not callable(progress):
-            raise TypeError(
-                f"`progress` must be a function of the iterations done, or None, "
-                f"got {type(progress).__name__}"
-            )
+        check_progress(progress)
         return mean_field(
             rows,
             kernels,

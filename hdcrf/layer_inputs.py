@@ -27,6 +27,7 @@ __all__ = [
     "built",
     "check_grid",
     "check_guide",
+    "check_progress",
     "checked_learn",
     "levels_to_user",
     "log_parameter",
@@ -108,6 +109,14 @@ def check_guide(name: str, value: Tensor, logits: Tensor, other: str = "logits")
         raise ValueError(f"`{name}` must be on the device of `{other}`, {logits.device}, got {value.device}")
     if value.dtype.is_floating_point:
         check_finite(name, value)
+
+
+def check_progress(progress: object) -> None:
+    """Raise unless `progress` can be called with a number of iterations, or is None."""
+    if progress is not None and not callable(progress):
+        raise TypeError(
+            f"`progress` must be a function of the iterations done, or None, got {type(progress).__name__}"
+        )
 
 
 def warn_of_range(name: str, guide: Tensor, bandwidth: str, sigma: float) -> None:

@@ -199,15 +199,15 @@ def tap_pairs(lattice: PermutohedralLattice, neighbourhood: int) -> list[tuple[T
         O pairs of equally long int64 vectors; no vertex occurs twice in one of them, and the two are of one
         batch.
     """
-    if neighbourhood not in lattice.tap_pairs:
+    if neighbourhood not in lattice.kept_tap_pairs:
         offsets = neighbourhood_offsets(lattice.dimension, neighbourhood).tolist()
         ahead = () if lattice.batch is None else (0,)
         # Autograd will have to save what is computed here, which it cannot what inference mode makes.
         with torch.inference_mode(False):
-            lattice.tap_pairs[neighbourhood] = mutual_pairs(
+            lattice.kept_tap_pairs[neighbourhood] = mutual_pairs(
                 lattice.index, [(*ahead, *offset) for offset in offsets]
             )
-    return lattice.tap_pairs[neighbourhood]
+    return lattice.kept_tap_pairs[neighbourhood]
 
 
 @full_precision

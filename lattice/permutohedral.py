@@ -69,7 +69,7 @@ class PermutohedralLattice(SplatBlurSlice):
         check_count("halo", halo, 0, MOST_RINGS)
         dimension = check_features(features).shape[1]
         # The pairs of vertices at the taps of a convolution, for each neighbourhood that was asked for.
-        self.tap_pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.kept_tap_pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
         size = dimension + 1
         # Step a is (d+1) e_a - 1; the last coordinate is implied and not stored.
         steps = (size * torch.eye(size, dtype=torch.int64, device=features.device) - 1)[:, :dimension]

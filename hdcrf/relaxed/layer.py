@@ -26,12 +26,12 @@ from hdcrf.relaxed.energy import PairwisePotential, RelaxedEnergy
 from hdcrf.relaxed.graduated_descent import graduated_descent
 from hdcrf.relaxed.projected_gradient import (
     RelaxedResult,
-    check_leak,
     check_step_size,
     parallel_mean_field,
     projected_gradient,
 )
 from hdcrf.relaxed.rounding import round_labels
+from hdcrf.relaxed.simplex_projection import check_leak
 from hdcrf.relaxed.spatial import SpatialPotential, gaussian_window
 from lattice import PermutohedralLattice, neighbourhood_lattice
 from lattice.neighbourhood import gaussian_taps, tap_count

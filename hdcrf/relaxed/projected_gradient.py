@@ -25,17 +25,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hdcrf.layer_inputs import check_progress
 from hdcrf.relaxed.energy import RelaxedEnergy
-from hdcrf.relaxed.simplex_projection import projected
+from hdcrf.relaxed.simplex_projection import check_leak, projected
 from voxel.backend import uses_native
-from voxel.checks import check_choice, check_count, check_flag, check_number, check_positive
+from voxel.checks import check_choice, check_count, check_flag, check_positive
 from voxel.precision import full_precision
 
 __all__ = [
     "LONGEST",
     "SAFE",
     "RelaxedResult",
-    "check_leak",
     "check_step_size",
     "iterated",
     "parallel_mean_field",
@@ -69,14 +69,6 @@ def check_step_size(step_size: object) -> float | str:
     if isinstance(step_size, str):
         return check_choice("step_size", step_size, ("auto",))
     return check_positive("step_size", step_size)
-
-
-def check_leak(leak: object) -> float:
-    """Return `leak` if it is a number from 0 to 1, else raise."""
-    number = check_number("leak", leak)
-    if not 0 <= number <= 1:
-        raise ValueError(f"`leak` must be from 0 to 1, got {leak}")
-    return number
 
 
 @full_precision
@@ -156,10 +148,7 @@ def iterated(
     """Return what `iterations` updates, of q and its message M q, make of a checked start."""
     check_count("iterations", iterations, 0)
     check_flag("track", track)
-    if progress is not None and not callable(progress):
-        raise TypeError(
-            f"`progress` must be a function of the iterations done, or None, got {type(progress).__name__}"
-        )
+    check_progress(progress)
     energies = []
     for iteration in range(iterations):
         message = energy.message(q)

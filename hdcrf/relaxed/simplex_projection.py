@@ -33,7 +33,7 @@ from voxel.checks import check_count, check_finite, check_floating, check_number
 from voxel.memory import new_large
 from voxel.precision import full_precision
 
-__all__ = ["project_simplex", "projected"]
+__all__ = ["check_leak", "project_simplex", "projected"]
 
 
 @full_precision
@@ -79,12 +79,18 @@ def _check(x: Tensor, dim: int, leak: float) -> tuple[int, float]:
         raise ValueError(
             f"`x` must have an entry or more along dimension {dim}, got shape {tuple(x.shape)}; give it one"
         )
-    leak = check_number("leak", leak)
-    if not 0 <= leak <= 1:
-        raise ValueError(f"`leak` must be from 0 to 1, got {leak}; take 0 for the exact projection")
+    slope = check_leak(leak)
     if not torch.compiler.is_compiling():
         check_finite("x", x)
-    return dim, leak
+    return dim, slope
+
+
+def check_leak(leak: object) -> float:
+    """Return `leak` if it is a number from 0 to 1, else raise."""
+    number = check_number("leak", leak)
+    if not 0 <= number <= 1:
+        raise ValueError(f"`leak` must be from 0 to 1, got {leak}; take 0 for the exact projection")
+    return number
 
 
 def projected(
