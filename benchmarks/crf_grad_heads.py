@@ -32,13 +32,19 @@ from hdcrf.pictures import convergence_plot, filter_plot, tap_plot
 try:
     from benchmarks import unary_network
     from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from benchmarks.street_frames import Frames, random_frames, windows
-    from benchmarks.unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+    from benchmarks.street_frames import Frames, windows
+    from benchmarks.unary_network import (
+        NetworkBudget,
+        report,
+        train_further,
+        train_on_unseen,
+        trained_networks,
+    )
 except ModuleNotFoundError:  # run as a script
     import unary_network
     from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from street_frames import Frames, random_frames, windows
-    from unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+    from street_frames import Frames, windows
+    from unary_network import NetworkBudget, report, train_further, train_on_unseen, trained_networks
 
 
 @dataclass(frozen=True)
@@ -127,25 +133,6 @@ def groups_of(head: nn.Module, factor: float) -> list[dict[str, Any]]:
     ]
 
 
-def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> None:
-    """Train a head on logits (N, K, H, W) of networks that have not seen the frame."""
-    groups = groups_of(head, 1.0)
-    optimizer = torch.optim.Adam(groups)
-    rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=budget.head_steps, pct_start=0.2
-    )
-    losses = Progress(name, budget.head_steps)
-    head.train()
-    for _ in range(budget.head_steps):
-        picks = random_frames(frames, budget.frames, False)
-        batch = [logits[picks], frames.images[picks], frames.labels[picks]]
-        if torch.rand(()) < 0.5:
-            batch = [part.flip(-1) for part in batch]
-        losses.step(frames.loss(head(*batch[:2]), batch[2]), optimizer, schedule)
-    head.eval()
-
-
 def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
     """Train everything for one seed, and score it on the frames after the fit ones."""
     budget = QUICK if arguments.quick else HeadBudget()
@@ -196,7 +183,16 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     for model, (head, chosen_seconds) in heads.items():
         seconds = chosen_seconds
         if "learned" in model:
-            _, seconds = timed(train_head, head, frames, logits, budget, f"{name}, {model}")
+            _, seconds = timed(
+                train_on_unseen,
+                head,
+                frames,
+                logits,
+                budget.head_steps,
+                budget.frames,
+                f"{name}, {model}",
+                groups_of(head, 1.0),
+            )
         rows[model] = Row(score(head, frames, logits, check), count(head), seconds)
         joint, joint_head = copy.deepcopy((networks.network, head))
         _, seconds = timed(
@@ -210,7 +206,7 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         )
         values = networks.checked(joint, frames)
         rows[f"{model}, jointly"] = Row(
-            score(joint_head.eval(), frames, values, check), count(joint, joint_head), seconds
+            score(joint_head, frames, values, check), count(joint, joint_head), seconds
         )
     head, _ = heads["full, learned"]
     outcome.remarks.append(f"{name}, full, learned: unary weight {head.crf.unary_weight.item():.3g}")

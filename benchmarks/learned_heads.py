@@ -31,13 +31,19 @@ import hdcrf
 try:
     from benchmarks import unary_network
     from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from benchmarks.street_frames import Frames, random_frames, windows
-    from benchmarks.unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+    from benchmarks.street_frames import Frames, windows
+    from benchmarks.unary_network import (
+        NetworkBudget,
+        report,
+        train_further,
+        train_on_unseen,
+        trained_networks,
+    )
 except ModuleNotFoundError:  # run as a script
     import unary_network
     from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from street_frames import Frames, random_frames, windows
-    from unary_network import NetworkBudget, Progress, report, train_further, trained_networks
+    from street_frames import Frames, windows
+    from unary_network import NetworkBudget, report, train_further, train_on_unseen, trained_networks
 
 
 @dataclass(frozen=True)
@@ -140,22 +146,6 @@ def parameter_groups(head: Head, rate: float, compatibility_rate: float) -> list
     return [{"params": others, "lr": rate}, {"params": matrix, "lr": compatibility_rate}]
 
 
-def train_head(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget, name: str) -> Progress:
-    """Train a head on logits (N, K, H, W) of networks that have not seen the frame."""
-    video = isinstance(head.crf, hdcrf.VideoCRF)
-    steps = budget.head_steps
-    optimizer = torch.optim.Adam(parameter_groups(head, 0.03, 0.005))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.03, 0.005], total_steps=steps, pct_start=0.2)
-    losses = Progress(name, steps)
-    for _ in range(steps):
-        picks = random_frames(frames, budget.frames, video)
-        batch = [logits[picks], frames.images[picks], frames.labels[picks]]
-        if torch.rand(()) < 0.5:
-            batch = [part.flip(-1) for part in batch]
-        losses.step(frames.loss(head(*batch[:2]), batch[2]), optimizer, schedule)
-    return losses
-
-
 def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
     """Train everything for one seed, and score it on the frames after the fit ones."""
     budget = QUICK if arguments.quick else HeadBudget()
@@ -177,7 +167,17 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
         default = fixed_head(of_video, frames.num_labels)
         best = fixed_head(of_video, frames.num_labels, **parameters)
         head = learned_head(of_video, frames.num_labels, **parameters)  # starts where the grid ends
-        _, head_seconds = timed(train_head, head, frames, logits, budget, f"{name}, {table}, head")
+        _, head_seconds = timed(
+            train_on_unseen,
+            head,
+            frames,
+            logits,
+            budget.head_steps,
+            budget.frames,
+            f"{name}, {table}, head",
+            parameter_groups(head, 0.03, 0.005),
+            of_video,
+        )
         joint, joint_head = copy.deepcopy((network, head))
         _, joint_seconds = timed(
             train_further,

@@ -305,10 +305,8 @@ def print_training(rounds: int) -> None:
     print("\nTraining: forward and backward through 5 iterations at 240x320, 21 labels, milliseconds\n")
     print("| learned | threads | kernels | PyTorch reference | ratio |")
     print("|---|---|---|---|---|")
-    guide = torch.from_numpy(photo("astronaut", 240, 320).astype(np.float32)).permute(2, 0, 1)[None]
-    probabilities = torch.from_numpy(network_probabilities("astronaut", 240, 320, 21))
-    logits = hdcrf.logits_from_probabilities(probabilities, dim=2).permute(2, 0, 1)[None]
-    truth = probabilities.argmax(2)[None]
+    logits, guide = gradient_steps.photo_case(240, 320, 21)
+    truth = logits.argmax(1)
     for learned in (("weights",), ("weights", "bandwidths")):
 
         def run(backend: str, learned=learned) -> None:

@@ -117,6 +117,31 @@ class Progress:
             report(f"{self.name}: loss {first:.3f} -> {last:.3f}, {self.steps} steps, {seconds:.0f} s")
 
 
+def train_on_unseen(
+    head: nn.Module,
+    frames: Frames,
+    logits: Tensor,
+    steps: int,
+    batch: int,
+    name: str,
+    groups: Sequence[dict[str, Any]],
+    video: bool = False,
+) -> None:
+    """Train a head on logits (N, K, H, W) of networks that have not seen the frame; see `train_further`."""
+    optimizer = torch.optim.Adam(groups)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.2)
+    losses = Progress(name, steps)
+    head.train()
+    for _ in range(steps):
+        picks = random_frames(frames, batch, video)
+        drawn = [logits[picks], frames.images[picks], frames.labels[picks]]
+        if torch.rand(()) < 0.5:
+            drawn = [part.flip(-1) for part in drawn]
+        losses.step(frames.loss(head(*drawn[:2]), drawn[2]), optimizer, schedule)
+    head.eval()
+
+
 def train_further(
     network: Unary,
     head: nn.Module | None,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -94,17 +95,14 @@ def main(out_dir: Path, steps: int) -> None:
         return logits.argmax(1)[0] if crf is None else crf.labels(logits, guide)[0]
 
     fitted = noisy(halves[0])
-    known_first = truth[:, halves[0]]
-    alone = max(PRIORS, key=lambda prior: overlap(None, with_prior(fitted, prior), known_first))
+    alone = max(PRIORS, key=lambda prior: overlap(None, with_prior(fitted, prior), first))
     grid = list(itertools.product(PRIORS, WEIGHTS, SIGMAS))
     prior, weight, sigma = max(
         grid,
-        key=lambda chosen: overlap(
-            spatial(*chosen[1:], learn=False), with_prior(fitted, chosen[0]), known_first
-        ),
+        key=lambda chosen: overlap(spatial(*chosen[1:], learn=False), with_prior(fitted, chosen[0]), first),
     )
     learned = spatial(1.0, 1.0, learn=True)
-    train(learned, lambda: noisy(halves[0]), truth[None, :, halves[0]], steps)
+    train(learned, lambda: noisy(halves[0]), first[None], steps)
 
     click.echo(f"The best Gaussian: weight {weight:g}, sigma {sigma:g}, {prior:g} of the prior.")
     ways = {
@@ -115,23 +113,21 @@ def main(out_dir: Path, steps: int) -> None:
     click.echo(f"{'IoU of ink in percent':22}{'learned half':>14}{'other half':>14}")
     for name, (crf, part) in ways.items():
         shares = [
-            overlap(crf, with_prior(fitted, part), known_first),
+            overlap(crf, with_prior(fitted, part), first),
             overlap(crf, with_prior(checked, part), known),
         ]
         click.echo(f"{name:22}{shares[0]:14.1f}{shares[1]:14.1f}")
 
     shades = np.array([[225, 225, 225], [0, 0, 0]], np.uint8)
     pictures = [checked[0][0, 0].clamp(0, 255).byte().numpy()[..., None].repeat(3, 2)]
-    pictures += [shades[read(crf, with_prior(checked, part)).numpy()] for crf, part in ways.values()] + [
-        shades[known.numpy()]
-    ]
+    pictures += [shades[read(crf, with_prior(checked, part)).numpy()] for crf, part in ways.values()]
+    pictures.append(shades[known.numpy()])
     pictures.append(scan[:, halves[1], None].repeat(3, 2))
     titles = ["noisy page", *ways, "truth", "page"]
-    energies = convergence(learned, checked)
     figures = {
         "page.png": panel([pictures[:3], pictures[3:]], [titles[:3], titles[3:]], NAMES, shades),
         "filters.png": filter_plot(learned.spatial_filters, [(0, 0), (0, 1), (1, 1)], NAMES),
-        "convergence.png": convergence_plot(energies),
+        "convergence.png": convergence_plot(convergence(learned, checked)),
     }
     paths = [out_dir / name for name in figures]
     with whole_files(paths) as files:
@@ -142,7 +138,7 @@ def main(out_dir: Path, steps: int) -> None:
     click.echo(f"{time.perf_counter() - start:.1f} s.")
 
 
-def train(crf: hdcrf.CRFGrad, draw, truth: Tensor, steps: int) -> None:  # type: ignore[no-untyped-def]
+def train(crf: hdcrf.CRFGrad, draw: Callable[[], tuple[Tensor, Tensor]], truth: Tensor, steps: int) -> None:
     """Train the potentials, each step with other noise."""
     optimizer = torch.optim.Adam(crf.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)

@@ -158,9 +158,14 @@ class TestTerms:
         terms, unary = problem()
         s = terms.similarity.clone().requires_grad_()
         terms = SimilarityTerms(s, terms.compatibility)
+        gradients = []
         for _ in range(2):
+            s.grad = None
             solve(terms, unary).x.square().sum().backward()
             gaussian_mean_field_energy(terms, unary, unary).sum().backward()
+            gradients.append(s.grad)
+        assert torch.equal(*gradients)
+        assert gradients[0].any()
 
 
 class TestConvergence:

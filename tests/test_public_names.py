@@ -114,6 +114,32 @@ SIGNATURES = {
     hdcrf.gaussian.margin_loss: "scores labels margin=0.5 ignore_index=-1",
     hdcrf.gaussian.pixel_similarity: "features window=23",
     hdcrf.gaussian.similarity_loss: "similarity labels threshold=4.5399929762484854e-05 ignore_index=-1",
+    hdcrf.CRFGrad: """num_labels channels=3 window=9 spatial_weight=0.0 spatial_sigma=3.0
+        neighbourhood=1 bilateral_weight=4.0 sigma_xy=80.0 sigma_rgb=13.0 options""",
+    hdcrf.VolumeCRFGrad: """num_labels channels=1 window=5 spatial_weight=0.0 spatial_sigma=1.5
+        neighbourhood=1 bilateral_weight=4.0 sigma_xyz=20.0 sigma_intensity=13.0 spacing=(1.0, 1.0,
+        1.0) options""",
+    hdcrf.PointCRFGrad: "num_labels dimension neighbourhood=1 bilateral_weight=4.0 options",
+    hdcrf.CRFGrad.forward: "self logits guide=None",
+    hdcrf.CRFGrad.infer: "self logits guide=None track=False progress=None",
+    hdcrf.CRFGrad.labels: "self logits guide=None",
+    hdcrf.PointCRFGrad.forward: "self logits features batch=None",
+    hdcrf.project_simplex: "x dim=-1 leak=0.0 backend='auto'",
+    hdcrf.round_labels: "energy q",
+    hdcrf.relaxed.RelaxedEnergy: "unary potentials batch=None",
+    hdcrf.relaxed.SpatialPotential: "shape filters",
+    hdcrf.relaxed.BilateralPotential: "lattice taps neighbourhood normalization='symmetric' constant=1.0",
+    hdcrf.relaxed.projected_gradient: """energy start iterations step_size='auto' leak=0.0
+        track=False progress=None backend='auto'""",
+    hdcrf.relaxed.graduated_descent: "energy start iterations=50 track=False progress=None backend='auto'",
+    hdcrf.relaxed.parallel_mean_field: "energy start iterations track=False progress=None",
+    lattice.PermutohedralConv: """in_channels out_channels dimension neighbourhood=1 groups=1
+        bias=True initial='uniform'""",
+    lattice.BilateralConv: """in_channels out_channels dimension neighbourhood=1 groups=1 bias=True
+        initial='uniform' normalization='after'""",
+    lattice.BilateralConv.forward: "self values features batch=None query=None query_batch=None",
+    lattice.neighbourhood_lattice: "features neighbourhood batch=None halo=0 backend='auto'",
+    lattice.neighbourhood_offsets: "dimension neighbourhood",
     lattice.PermutohedralLattice: "features batch=None order=1 halo=0 backend='auto'",
     lattice.PermutohedralLattice.filter: "self values normalization='none' query=None query_batch=None",
     voxel.VoxelGrid: "features batch=None order=1 halo=0 interpolation=None backend='auto'",

@@ -172,11 +172,14 @@ class GradientLayer(nn.Module, ABC):
         self,
         energy: RelaxedEnergy,
         logits: Tensor,
-        leak: float,
+        *,
+        strict: bool = False,
         track: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> RelaxedResult:
+        """Run the inference that was chosen; with no leak in evaluation, nor if `strict`."""
         start = torch.softmax(self._rows(working_precision(logits)), 1)
+        leak = self.leak if self.training and not strict else 0.0
         common: dict[str, Any] = {"iterations": self.iterations, "track": track, "progress": progress}
         check_choice("inference", self.inference, _INFERENCES)
         if self.inference == "mean_field":
@@ -203,7 +206,7 @@ class GradientLayer(nn.Module, ABC):
     def _refined(self, logits: Tensor, *guides: Any) -> Tensor:
         """Return what `forward` returns."""
         energy = self.energy(logits, *guides)
-        rows = self._minimise(energy, logits, self.leak if self.training else 0.0).relaxed
+        rows = self._minimise(energy, logits).relaxed
         if check_choice("output", self.output, _OUTPUTS) == "logits":
             rows = -energy.gradient(rows)
         return self._shaped(rows, logits).to(logits.dtype)
@@ -214,8 +217,7 @@ class GradientLayer(nn.Module, ABC):
     ) -> RelaxedResult:
         """Return what `infer` returns."""
         energy = self.energy(logits, *guides)
-        leak = self.leak if self.training else 0.0
-        result = self._minimise(energy, logits, leak, track, progress)
+        result = self._minimise(energy, logits, track=track, progress=progress)
         return replace(result, relaxed=self._shaped(result.relaxed, logits).to(logits.dtype))
 
     @torch.no_grad()
@@ -223,7 +225,8 @@ class GradientLayer(nn.Module, ABC):
     def _labelled(self, logits: Tensor, *guides: Any) -> Tensor:
         """Return what `labels` returns."""
         energy = self.energy(logits, *guides)
-        return self._shaped(round_labels(energy, self._minimise(energy, logits, 0.0).relaxed), logits)
+        relaxed = self._minimise(energy, logits, strict=True).relaxed
+        return self._shaped(round_labels(energy, relaxed), logits)
 
     def extra_repr(self) -> str:
         """Describe the model in `repr`."""
