@@ -1,0 +1,18 @@
+"""Pixel-adaptive convolution: weights that the features of pixels adapt, in layers, networks and CRFs."""
+
+from hdcrf.pac.adapting_kernel import AdaptingKernel, adapting_kernel
+from hdcrf.pac.convolution import pac_conv2d, pac_conv3d, pac_conv_transpose2d, pac_pool2d
+from hdcrf.pac.layers import PacConv2d, PacConv3d, PacConvTranspose2d, PacPool2d
+
+__all__ = [
+    "AdaptingKernel",
+    "PacConv2d",
+    "PacConv3d",
+    "PacConvTranspose2d",
+    "PacPool2d",
+    "adapting_kernel",
+    "pac_conv2d",
+    "pac_conv3d",
+    "pac_conv_transpose2d",
+    "pac_pool2d",
+]

@@ -1,0 +1,233 @@
+"""The adapting kernel: what the features of two pixels make of the weight between them.
+
+Reference: Su et al., Pixel-Adaptive Convolutional Neural Networks, 2019, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hdcrf.layer_inputs import check_guide, number_parameter
+from hdcrf.pac.feature_differences import window_distances
+from hdcrf.pac.window import Window
+from hdcrf.pac.window_products import products
+from voxel.checks import check_choice, check_finite, check_flag, check_floating, check_positive, check_tensor
+from voxel.precision import full_precision
+
+__all__ = ["AdaptingKernel", "adapting_kernel", "check_mask"]
+
+_KINDS = ("gaussian", "laplacian", "detail_preserving")
+
+
+@full_precision
+def adapting_kernel(
+    guide: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    *,
+    kind: str = "gaussian",
+    alpha: float | Tensor = 0.0,
+    exponent: float | Tensor = 1.0,
+    epsilon: float = 1e-3,
+    window: Tensor | None = None,
+    centers: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalize: bool = False,
+    transposed: bool = False,
+) -> Tensor:
+    """Return K of each tap and place of a window: the adapting kernel of a pixel-adaptive convolution.
+
+    With f the features of the pixel that a tap meets, and c those at the centre of the window, K is
+
+        "gaussian"           exp(-½ ‖f - c‖²)
+        "laplacian"          exp(-Σ |f - c|)
+        "detail_preserving"  α + (‖f - c‖² + ε²)^λ
+
+    so features come divided by their bandwidths. A tap that meets no pixel has K = 0.
+
+    Args:
+        guide: Features (B, d, *S), floating, with 1, 2 or 3 axes S: one for each pixel of the input of a
+            convolution, or of the output of a transposed one.
+        kernel_size: k: taps along each axis, one number or one for each axis.
+        stride: As in `torch.nn.functional.conv2d`, of the convolution; so the others.
+        padding: On both sides.
+        dilation: Between taps.
+        kind: Which of the three.
+        alpha: α of "detail_preserving": a number, or a tensor () to be learned.
+        exponent: λ of it, likewise.
+        epsilon: ε of it, greater than 0.
+        window: (*k) factors that do not depend on the guide, such as a Gaussian of the offset; with
+            `normalize` not below 0.
+        centers: Features c (B, d, *O), if they are not the guide's. O are the sizes of the convolution's
+            output. The centre is the tap k // 2 along each axis, and beyond the grid the nearest pixel of it.
+        mask: (B, 1, *S) bool, which pixels count: K = 0 for the others. If `transposed` it is (B, 1, *O), of
+            the pixels that are spread.
+        normalize: Whether to divide by the sum over what counts, so that an output is an average: over the
+            taps of a place; if `transposed` over all that reaches a pixel of S. Where nothing does, K = 0.
+        transposed: Whether K is for a transposed convolution: only `mask` and `normalize` depend on it.
+
+    Returns:
+        K, (B, *k, *O), in the dtype of the guide.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes or devices do not match, an entry is not finite, or a number is out of range.
+
+    Differentiable any number of times in guide, centers, window, α and λ. Cost: O(d · k² · |O|), in memory
+    k² · |O|; autograd keeps a few times that, whatever d is.
+
+    Reference: Su et al. 2019, equation 3 and section 3. It leaves open what a Laplacian of vectors is.
+    """
+    check_choice("kind", kind, _KINDS)
+    check_flag("normalize", normalize)
+    check_flag("transposed", transposed)
+    check_positive("epsilon", epsilon)
+    check_floating("guide", guide)
+    if not 3 <= guide.dim() <= 5 or guide.shape[0] == 0 or guide.shape[1] == 0:
+        raise ValueError(
+            f"`guide` must have shape (B, d, *S) with 1 to 3 axes S, B and d of at least 1, got "
+            f"{tuple(guide.shape)}"
+        )
+    check_finite("guide", guide)
+    over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation)
+    c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
+    distances = window_distances(guide, c, over, kind == "laplacian")
+    if kind == "detail_preserving":
+        kernel = alpha + (distances + epsilon**2) ** exponent
+    else:
+        kernel = torch.exp(-distances if kind == "laplacian" else -0.5 * distances)
+    kernel = kernel.view(len(guide), *over.kernel_size, *over.outputs)
+    counted = over.inside(guide.device)
+    if mask is not None:
+        sizes = over.outputs if transposed else over.sizes
+        check_guide("mask", check_mask(mask, len(guide), sizes).to(torch.uint8), guide, "guide")
+        if transposed:
+            counted = counted & mask.view(len(guide), *[1] * over.axes, *sizes)
+        else:
+            counted = over.unfold(over.pad(mask))[:, 0]
+    kernel = torch.where(counted, kernel, 0)
+    if window is not None:
+        kernel = kernel * _checked_window(window, guide, over, normalize).view(
+            *over.kernel_size, *[1] * over.axes
+        )
+    if not normalize:
+        return kernel
+    taps = tuple(range(1, 1 + over.axes))
+    if not transposed:
+        total = kernel.sum(taps, keepdim=True)
+        return kernel / torch.where(total > 0, total, 1)
+    ones = guide.new_ones((len(guide), 1, *over.outputs))
+    total = products(None, kernel.flatten(1, over.axes), guide.new_empty(0), ones, over, 1)
+    share = 1 / torch.where(total > 0, total, 1)
+    return kernel * over.unfold(over.pad(share))[:, 0]
+
+
+def check_mask(mask: object, batch: int, sizes: Sequence[int]) -> Tensor:
+    """Return a mask if it is (B, 1, *sizes) bool, else raise."""
+    tensor = check_tensor("mask", mask)
+    if tensor.dtype != torch.bool:
+        raise TypeError(
+            f"`mask` must be bool, True where a pixel counts, got {tensor.dtype}; compare it with > 0"
+        )
+    if tensor.shape != (batch, 1, *sizes):
+        raise ValueError(f"`mask` must have shape {(batch, 1, *sizes)}, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _checked_centers(centers: Tensor, guide: Tensor, over: Window) -> Tensor:
+    check_floating("centers", centers)
+    expected = (*guide.shape[:2], *over.outputs)
+    if centers.shape != expected:
+        raise ValueError(f"`centers` must have shape (B, d, *O) = {expected}, got {tuple(centers.shape)}")
+    if centers.dtype != guide.dtype:
+        raise TypeError(f"`centers` must have the dtype of `guide`, {guide.dtype}, got {centers.dtype}")
+    check_guide("centers", centers, guide, "guide")
+    return centers
+
+
+def _checked_window(window: Tensor, guide: Tensor, over: Window, normalize: bool) -> Tensor:
+    check_floating("window", window)
+    if window.shape != over.kernel_size:
+        raise ValueError(f"`window` must have shape {over.kernel_size}, got {tuple(window.shape)}")
+    check_guide("window", window, guide, "guide")
+    if normalize and bool((window.detach() < 0).any()):
+        raise ValueError("`window` must not be below 0 where kernels are normalised, as sums may be 0")
+    return window.to(guide.dtype)
+
+
+class AdaptingKernel(nn.Module):
+    """An adapting kernel as a layer: `adapting_kernel` with its shape, and what is learned of it.
+
+    Args:
+        kind: "gaussian", "laplacian" or "detail_preserving"; see `adapting_kernel`.
+        alpha: What α of "detail_preserving" starts at.
+        exponent: What λ of it starts at.
+        epsilon: ε of it, greater than 0.
+        learn: Whether α and λ are learned; the other two have nothing to learn.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has the wrong value.
+    """
+
+    def __init__(
+        self,
+        kind: str = "gaussian",
+        *,
+        alpha: float = 0.1,
+        exponent: float = 0.5,
+        epsilon: float = 1e-3,
+        learn: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kind = check_choice("kind", kind, _KINDS)
+        self.epsilon = check_positive("epsilon", epsilon)
+        check_flag("learn", learn)
+        self.alpha: nn.Parameter | None = None
+        self.exponent: nn.Parameter | None = None
+        if kind == "detail_preserving":
+            self.alpha = number_parameter("alpha", alpha, learn)
+            self.exponent = number_parameter("exponent", exponent, learn)
+
+    def forward(
+        self,
+        guide: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        *,
+        window: Tensor | None = None,
+        centers: Tensor | None = None,
+        mask: Tensor | None = None,
+        normalize: bool = False,
+        transposed: bool = False,
+    ) -> Tensor:
+        """Return K, (B, *k, *O); arguments and errors as `adapting_kernel`."""
+        learned = {}
+        if self.alpha is not None and self.exponent is not None:
+            learned = {"alpha": self.alpha.to(guide), "exponent": self.exponent.to(guide)}
+        return adapting_kernel(
+            guide,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            kind=self.kind,
+            epsilon=self.epsilon,
+            window=window,
+            centers=centers,
+            mask=mask,
+            normalize=normalize,
+            transposed=transposed,
+            **learned,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the kernel in `repr`."""
+        return f"{self.kind!r}, epsilon={self.epsilon}" if self.alpha is not None else repr(self.kind)

@@ -1,0 +1,205 @@
+"""Distances between the features of a window's centre and of what its taps meet.
+
+With features f of a grid and c of the centres, d = f_{i(j,t)} - c_j, the distances are Σ d² or Σ |d| over
+channels: both are
+
+    P(f, c; u, v)_t(j) = Σ φ(f_{i(j,t)} - c_j) · (u_{i(j,t)} - v_j),    φ(d) = d or sign(d),
+
+at u = f, v = c. Its derivative with respect to u and v, times a cotangent a_t(j), is
+
+    Q(f, c; a) = (Σ_{i(j,t)=i} a_t(j) φ(f_i - c_j),  -Σ_t a_t(j) φ(f_{i(j,t)} - c_j)),
+
+whose derivative with respect to a is P again, so that there are derivatives of any order. Differences are
+formed before they are squared: ‖f‖² + ‖c‖² - 2⟨f, c⟩ would lose small ones. It goes by tiles, as in
+`window_products`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdcrf.pac.window import Window
+from voxel.precision import full_precision
+
+__all__ = ["window_distances"]
+
+
+def window_distances(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
+    """Return Σ d², or Σ |d| if `absolute`, over the channels of features: (B, T, *O).
+
+    Args:
+        features: f, (B, d, *S).
+        centres: c, (B, d, *O).
+        window: Over S, with the places O. Beyond the grid the distance is 0.
+        absolute: Which of the two.
+
+    Differentiable any number of times, with 0 for the derivative of |d| at 0.
+    """
+    recording = torch.is_grad_enabled() and (features.requires_grad or centres.requires_grad)
+    # Without autograd what is behind the operation is called directly: to dispatch takes longer than small
+    # sums.
+    call = distances if recording or torch.compiler.is_compiling() else _distances
+    result: Tensor = call(features, centres, window.numbers(), absolute)
+    return result
+
+
+@torch.library.custom_op("hdcrf::window_distances", mutates_args=())
+def distances(
+    features: Tensor,  # f, (B, d, *S)
+    centres: Tensor,  # c, (B, d, *O)
+    window: Sequence[int],  # `Window.numbers`
+    absolute: bool,  # whether φ is the sign
+) -> Tensor:
+    """Return P(f, c; f, c), (B, T, *O)."""
+    return _distances(features, centres, window, absolute)
+
+
+# The kernels of an operation run with autocast as it stands outside: they must switch it off themselves.
+@full_precision
+def _distances(features: Tensor, centres: Tensor, numbers: Sequence[int], absolute: bool) -> Tensor:
+    window = Window.of_numbers(numbers)
+    result = features.new_empty((len(features), window.taps, *window.outputs))
+    f = window.unfold(window.pad(features))
+    inside = window.inside(features.device)
+    for item, rows in _tiles(features, window):
+        at: Any = (item, ..., *rows)
+        d = f[at] - window.spread(centres[at])
+        total = (d.abs_() if absolute else d.square_()).sum(0)
+        result[at] = (total * inside[(..., *rows)]).flatten(0, window.axes - 1)
+    return result
+
+
+def _tiles(features: Tensor, window: Window) -> Iterator[tuple[int, Any]]:
+    for item in range(len(features)):
+        for rows in window.tiles(features.shape[1] * window.taps, features.device):
+            yield item, window.rows(rows)
+
+
+@torch.library.custom_op("hdcrf::difference_products", mutates_args=())
+def difference_products(
+    features: Tensor,  # f, (B, d, *S)
+    centres: Tensor,  # c, (B, d, *O)
+    left: Tensor,  # u, (B, d, *S)
+    right: Tensor,  # v, (B, d, *O)
+    window: Sequence[int],  # `Window.numbers`
+    absolute: bool,  # whether φ is the sign
+) -> Tensor:
+    """Return P(f, c; u, v), (B, T, *O)."""
+    return _difference_products(features, centres, left, right, window, absolute)
+
+
+@full_precision
+def _difference_products(
+    features: Tensor, centres: Tensor, left: Tensor, right: Tensor, numbers: Sequence[int], absolute: bool
+) -> Tensor:
+    window = Window.of_numbers(numbers)
+    result = features.new_empty((len(features), window.taps, *window.outputs))
+    f, u = (window.unfold(window.pad(grid)) for grid in (features, left))
+    inside = window.inside(features.device)
+    for item, rows in _tiles(features, window):
+        at: Any = (item, ..., *rows)
+        d = f[at] - window.spread(centres[at])
+        if absolute:
+            d.sign_()
+        total = d.mul_(u[at] - window.spread(right[at])).sum(0)
+        result[at] = (total * inside[(..., *rows)]).flatten(0, window.axes - 1)
+    return result
+
+
+@torch.library.custom_op("hdcrf::difference_sums", mutates_args=())
+def difference_sums(
+    features: Tensor,  # f, (B, d, *S)
+    centres: Tensor,  # c, (B, d, *O)
+    factors: Tensor,  # a, (B, T, *O)
+    window: Sequence[int],
+    absolute: bool,
+) -> list[Tensor]:
+    """Return the two parts of Q(f, c; a), (B, d, *S) and (B, d, *O)."""
+    return _difference_sums(features, centres, factors, window, absolute)
+
+
+@full_precision
+def _difference_sums(
+    features: Tensor, centres: Tensor, factors: Tensor, numbers: Sequence[int], absolute: bool
+) -> list[Tensor]:
+    window = Window.of_numbers(numbers)
+    of_features = features.new_zeros((*features.shape[:2], *window.padded_sizes))
+    of_centres = torch.empty_like(centres, memory_format=torch.contiguous_format)
+    f = window.unfold(window.pad(features))
+    inside = window.inside(features.device)
+    for item, rows in _tiles(features, window):
+        at: Any = (item, ..., *rows)
+        d = f[at] - window.spread(centres[at])
+        if absolute:
+            d.sign_()
+        d *= factors[at].view(*window.kernel_size, *centres[at].shape[1:]) * inside[(..., *rows)]
+        of_centres[at] = -d.flatten(1, window.axes).sum(1)
+        window.add_tile(of_features[item], rows[0], d)
+    return [window.crop(of_features), of_centres]
+
+
+@distances.register_fake
+def _(features, centres, window, absolute):  # type: ignore[no-untyped-def]
+    over = Window.of_numbers(window)
+    return features.new_empty((len(features), over.taps, *over.outputs))
+
+
+@difference_products.register_fake
+def _(features, centres, left, right, window, absolute):  # type: ignore[no-untyped-def]
+    over = Window.of_numbers(window)
+    return features.new_empty((len(features), over.taps, *over.outputs))
+
+
+@difference_sums.register_fake
+def _(features, centres, factors, window, absolute):  # type: ignore[no-untyped-def]
+    return [features.new_empty(features.shape), centres.new_empty(centres.shape)]
+
+
+def _save_distances(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    features, centres, ctx.window, ctx.absolute = inputs
+    ctx.save_for_backward(features, centres)
+
+
+def _distances_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    factors = cotangent if ctx.absolute else 2 * cotangent
+    return *difference_sums(*ctx.saved_tensors, factors, ctx.window, ctx.absolute), None, None
+
+
+def _save_products(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.window, ctx.absolute = inputs[4:]
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _products_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+    features, centres, left, right = ctx.saved_tensors
+    of_first = of_second = (None, None)
+    if any(ctx.needs_input_grad[:2]) and not ctx.absolute:
+        of_first = difference_sums(left, right, cotangent, ctx.window, False)
+    if any(ctx.needs_input_grad[2:4]):
+        of_second = difference_sums(features, centres, cotangent, ctx.window, ctx.absolute)
+    return *of_first, *of_second, None, None
+
+
+def _save_sums(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    features, centres, factors, ctx.window, ctx.absolute = inputs
+    ctx.save_for_backward(features, centres, factors)
+
+
+def _sums_backward(ctx, cotangents):  # type: ignore[no-untyped-def]
+    features, centres, factors = ctx.saved_tensors
+    left, right = cotangents
+    of_features = of_centres = of_factors = None
+    if any(ctx.needs_input_grad[:2]) and not ctx.absolute:
+        of_features, of_centres = difference_sums(left, right, factors, ctx.window, False)
+    if ctx.needs_input_grad[2]:
+        of_factors = difference_products(features, centres, left, right, ctx.window, ctx.absolute)
+    return of_features, of_centres, of_factors, None, None
+
+
+distances.register_autograd(_distances_backward, setup_context=_save_distances)
+difference_products.register_autograd(_products_backward, setup_context=_save_products)
+difference_sums.register_autograd(_sums_backward, setup_context=_save_sums)
