@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -173,11 +172,11 @@ class Window:
         """Add a tile (C, *k, R, *O[1:]) over some rows of places to the padded grid (C, …) that taps meet."""
         places = [(rows.start, rows.stop), *((0, size) for size in self.outputs[1:])]
         for tap in itertools.product(*map(range, self.kernel_size)):
-            where: Any = tuple(
+            where: list[Any] = [
                 slice(first * s + t * d, (last - 1) * s + t * d + 1, s)
                 for (first, last), t, s, d in zip(places, tap, self.stride, self.dilation, strict=True)
-            )
-            padded[(slice(None), *where)] += tile[(slice(None), *tap)]
+            ]
+            padded[(..., *where)] += tile[(slice(None), *tap)]
 
     def _margins(self, sign: int) -> list[int]:
         """Return what to add on both sides of each axis, the last axis first, as PyTorch's `pad` takes it."""
