@@ -176,7 +176,7 @@ class Window:
                 slice(first * s + t * d, (last - 1) * s + t * d + 1, s)
                 for (first, last), t, s, d in zip(places, tap, self.stride, self.dilation, strict=True)
             ]
-            padded[(..., *where)] += tile[(slice(None), *tap)]
+            padded[(..., *where)] += tile[(slice(None), *tap)]  # type: ignore[index]
 
     def _margins(self, sign: int) -> list[int]:
         """Return what to add on both sides of each axis, the last axis first, as PyTorch's `pad` takes it."""
