@@ -2,6 +2,7 @@
 
 from hdcrf.pac.adapting_kernel import AdaptingKernel, adapting_kernel
 from hdcrf.pac.convolution import pac_conv2d, pac_conv3d, pac_conv_transpose2d, pac_pool2d
+from hdcrf.pac.hot_swapping import swap_in_pac
 from hdcrf.pac.layers import PacConv2d, PacConv3d, PacConvTranspose2d, PacPool2d
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "pac_conv3d",
     "pac_conv_transpose2d",
     "pac_pool2d",
+    "swap_in_pac",
 ]
