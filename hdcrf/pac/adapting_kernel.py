@@ -10,11 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hdcrf.layer_inputs import check_guide, number_parameter
+from hdcrf.layer_inputs import number_parameter
 from hdcrf.pac.feature_differences import window_distances
 from hdcrf.pac.window import Window
 from hdcrf.pac.window_products import products
-from voxel.checks import check_choice, check_finite, check_flag, check_floating, check_positive, check_tensor
+from voxel.checks import (
+    check_choice,
+    check_flag,
+    check_floating,
+    check_positive,
+    check_same_kind,
+    check_tensor,
+)
 from voxel.precision import full_precision
 
 __all__ = ["AdaptingKernel", "adapting_kernel", "check_mask"]
@@ -76,7 +83,7 @@ def adapting_kernel(
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If shapes or devices do not match, an entry is not finite, or a number is out of range.
+        ValueError: If shapes or devices do not match, or a number is out of range.
 
     Differentiable any number of times in guide, centers, window, α and λ. Cost: O(d · k² · |O|), in memory
     k² · |O|; autograd keeps a few times that, whatever d is.
@@ -93,7 +100,6 @@ def adapting_kernel(
             f"`guide` must have shape (B, d, *S) with 1 to 3 axes S, B and d of at least 1, got "
             f"{tuple(guide.shape)}"
         )
-    check_finite("guide", guide)
     over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation)
     c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
     distances = window_distances(guide, c, over, kind == "laplacian")
@@ -105,7 +111,7 @@ def adapting_kernel(
     counted = over.inside(guide.device)
     if mask is not None:
         sizes = over.outputs if transposed else over.sizes
-        check_guide("mask", check_mask(mask, len(guide), sizes).to(torch.uint8), guide, "guide")
+        check_mask(mask, guide, "guide", sizes)
         if transposed:
             counted = counted & mask.view(len(guide), *[1] * over.axes, *sizes)
         else:
@@ -127,15 +133,17 @@ def adapting_kernel(
     return kernel * over.unfold(over.pad(share))[:, 0]
 
 
-def check_mask(mask: object, batch: int, sizes: Sequence[int]) -> Tensor:
-    """Return a mask if it is (B, 1, *sizes) bool, else raise."""
+def check_mask(mask: object, like: Tensor, name: str, sizes: Sequence[int]) -> Tensor:
+    """Return a mask if it is (B, 1, *sizes) bool, on the device and with the batch of `like`, else raise."""
     tensor = check_tensor("mask", mask)
     if tensor.dtype != torch.bool:
         raise TypeError(
             f"`mask` must be bool, True where a pixel counts, got {tensor.dtype}; compare it with > 0"
         )
-    if tensor.shape != (batch, 1, *sizes):
-        raise ValueError(f"`mask` must have shape {(batch, 1, *sizes)}, got {tuple(tensor.shape)}")
+    if tensor.shape != (len(like), 1, *sizes):
+        raise ValueError(f"`mask` must have shape {(len(like), 1, *sizes)}, got {tuple(tensor.shape)}")
+    if tensor.device != like.device:
+        raise ValueError(f"`mask` must be on the device of `{name}`, {like.device}, got {tensor.device}")
     return tensor
 
 
@@ -144,9 +152,7 @@ def _checked_centers(centers: Tensor, guide: Tensor, over: Window) -> Tensor:
     expected = (*guide.shape[:2], *over.outputs)
     if centers.shape != expected:
         raise ValueError(f"`centers` must have shape (B, d, *O) = {expected}, got {tuple(centers.shape)}")
-    if centers.dtype != guide.dtype:
-        raise TypeError(f"`centers` must have the dtype of `guide`, {guide.dtype}, got {centers.dtype}")
-    check_guide("centers", centers, guide, "guide")
+    check_same_kind("centers", centers, "guide", guide)
     return centers
 
 
@@ -154,10 +160,10 @@ def _checked_window(window: Tensor, guide: Tensor, over: Window, normalize: bool
     check_floating("window", window)
     if window.shape != over.kernel_size:
         raise ValueError(f"`window` must have shape {over.kernel_size}, got {tuple(window.shape)}")
-    check_guide("window", window, guide, "guide")
-    if normalize and bool((window.detach() < 0).any()):
+    check_same_kind("window", window, "guide", guide)
+    if normalize and not torch.compiler.is_compiling() and bool((window.detach() < 0).any()):
         raise ValueError("`window` must not be below 0 where kernels are normalised, as sums may be 0")
-    return window.to(guide.dtype)
+    return window
 
 
 class AdaptingKernel(nn.Module):

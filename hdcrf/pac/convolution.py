@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hdcrf.pac.window import Window, per_axis
 from hdcrf.pac.window_products import products
-from voxel.checks import check_count, check_finite, check_floating, check_same_kind
+from voxel.checks import check_count, check_floating, check_same_kind
 from voxel.precision import full_precision
 
 __all__ = ["pac_conv2d", "pac_conv3d", "pac_conv_transpose2d", "pac_pool2d", "window_of_transposed"]
@@ -49,7 +49,7 @@ def pac_conv2d(
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If shapes or devices do not match, or an entry of the values is not finite.
+        ValueError: If shapes or devices do not match.
 
     Differentiable any number of times in values, kernel, weight and bias. Nothing as large as the k² values
     under all windows is held, forward or backward: autograd keeps the arguments alone.
@@ -123,7 +123,7 @@ def pac_conv_transpose2d(
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
-        ValueError: If shapes or devices do not match, or an entry of the values is not finite.
+        ValueError: If shapes or devices do not match.
 
     Gradients and memory as `pac_conv2d`. No zeros are inserted and multiplied, as they are where a
     transposed convolution is computed as a convolution.
@@ -253,7 +253,6 @@ def _checked_arguments(axes: int, values: Tensor, kernel: Tensor, weight: Tensor
         raise ValueError(
             f"`values` must have shape (B, C, {_SIZES[axes]}), none of them 0, got {tuple(values.shape)}"
         )
-    check_finite("values", values)
     check_floating("kernel", kernel)
     check_same_kind("kernel", kernel, "values", values)
     if kernel.dim() != 2 * axes + 1:

@@ -51,7 +51,7 @@ def _without_masked(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return values with zeros where a mask leaves them out."""
     if mask is None:
         return values
-    return torch.where(check_mask(mask, len(values), values.shape[2:]), values, 0)
+    return torch.where(check_mask(mask, values, "values", values.shape[2:]), values, 0)
 
 
 def _check_fit(values: Tensor, guide: Tensor, sizes: Sequence[int]) -> None:
@@ -275,7 +275,7 @@ class PacConv2d(_PacConvolution):
 
         Raises:
             TypeError: If an argument has the wrong type or dtype.
-            ValueError: If shapes or devices do not match, or an entry is not finite.
+            ValueError: If shapes or devices do not match.
         """
         dtype = values.dtype if isinstance(values, Tensor) else None
         values, kernel, weight, bias = self._adapted(values, guide, mask, kernel)

@@ -79,7 +79,7 @@ class Window:
         d = per_axis("dilation", dilation, axes, 1)
         spans = [(taps - 1) * step + 1 for taps, step in zip(k, d, strict=True)]
         room = [size + 2 * pad for size, pad in zip(sizes, p, strict=True)]
-        if any(size < 1 for size in sizes) or any(map(int.__lt__, room, spans)):
+        if min(sizes) < 1 or any(a < b for a, b in zip(room, spans, strict=True)):
             raise ValueError(
                 f"the window spans {_times(spans)} pixels, but the grid has {_times(sizes)}, with its "
                 f"padding {_times(room)}; lower `kernel_size` or `dilation`, or raise `padding`"
