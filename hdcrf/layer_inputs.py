@@ -25,8 +25,11 @@ __all__ = [
     "Bandwidth",
     "bandwidth_in_range",
     "built",
+    "check_channels",
+    "check_filters",
     "check_grid",
     "check_guide",
+    "check_parameters",
     "check_progress",
     "checked_learn",
     "levels_to_user",
@@ -38,6 +41,7 @@ __all__ = [
 
 _FLOAT32 = torch.finfo(torch.float32)
 _Built = TypeVar("_Built")
+_MOST_BYTES = 1 << 34
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -111,6 +115,38 @@ def check_guide(name: str, value: Tensor, logits: Tensor, other: str = "logits")
         check_finite(name, value)
 
 
+def check_channels(guide: Tensor, channels: int) -> None:
+    """Raise unless a guide (B, c, *S) has the channels that a layer was made for."""
+    if guide.shape[1] != channels:
+        raise ValueError(
+            f"`guide` must have {channels} channels, as the layer was made for, got {guide.shape[1]}; "
+            f"make it with channels={guide.shape[1]}"
+        )
+
+
+def check_parameters(layer: nn.Module) -> None:
+    """Raise, naming it, if training has brought a parameter out of range."""
+    for name, parameter in layer.named_parameters():
+        if not bool(torch.isfinite(parameter.detach()).all()):
+            raise ValueError(f"`{name}` is not finite: training has diverged; lower the learning rate")
+
+
+def check_filters(taps: int, num_labels: int, smaller: str) -> None:
+    """Raise if filters for each pair of labels would not fit in memory.
+
+    Args:
+        taps: How many each has.
+        num_labels: K.
+        smaller: What to make smaller then.
+    """
+    size = 4 * taps * num_labels**2
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{taps:,} taps for {num_labels:,}² pairs of labels would take {size / 2**30:,.1f} GiB, "
+            f"more than {_MOST_BYTES >> 30}; use {smaller}, or fewer labels"
+        )
+
+
 def check_progress(progress: object) -> None:
     """Raise unless `progress` can be called with a number of iterations, or is None."""
     if progress is not None and not callable(progress):
@@ -141,25 +177,26 @@ def number_parameter(name: str, value: float, learn: bool) -> nn.Parameter:
     return nn.Parameter(start, requires_grad=learn)
 
 
-def log_parameter(name: str, value: float | None, learn: bool) -> nn.Parameter:
-    """Return the logarithm of a positive number as a parameter: what `Bandwidth` needs."""
+def log_parameter(name: str, value: float | None, learn: bool, shape: Sequence[int] = ()) -> nn.Parameter:
+    """Return the logarithm of a positive number as a parameter of a shape: what `Bandwidth` needs."""
     start = torch.tensor(math.log(check_positive(name, value)), dtype=torch.float32)
     if not _FLOAT32.tiny < float(start.exp()) < _FLOAT32.max:
         raise ValueError(
             f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, "
             f"got {value}"
         )
-    return nn.Parameter(start, requires_grad=learn)
+    return nn.Parameter(start.expand(tuple(shape)).clone(), requires_grad=learn)
 
 
 def bandwidth_in_range(layer: nn.Module, name: str, like: Tensor | None = None) -> Tensor:
     """Return a bandwidth, in the dtype of `like` if that is given, if it can be computed with."""
     sigma: Tensor = getattr(layer, name)
-    if not _FLOAT32.tiny < float(sigma.detach()) < _FLOAT32.max:
-        raise ValueError(
-            f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, but "
-            f"training has brought it to {float(sigma.detach())}; lower the learning rate of bandwidths"
-        )
+    for bound in torch.aminmax(sigma.detach()):
+        if not _FLOAT32.tiny < float(bound) < _FLOAT32.max:
+            raise ValueError(
+                f"`{name}` must lie between {_FLOAT32.tiny:.3g} and {_FLOAT32.max:.3g}, as float32 does, but "
+                f"training has brought it to {float(bound)}; lower the learning rate of bandwidths"
+            )
     return sigma if like is None else sigma.to(like)
 
 

@@ -176,7 +176,7 @@ def _natively(
         try:
             marginals, updated, done = fused.run(iterations, tolerance, return_logits, progress)
         except OverflowError as error:
-            raise _out_of_range(logits, error.args[0]) from error
+            raise out_of_range(logits, error.args[0]) from error
         return MeanFieldResult(marginals, None if updated is None else log_softmax(updated), done)
     if tolerance is not None or progress is not None:
         return None
@@ -197,10 +197,10 @@ def _checked(result: MeanFieldResult, logits: Tensor) -> MeanFieldResult:
     # Sums of what is finite may overflow.
     if all(bool(torch.isfinite(tensor.detach()).all()) for tensor in tensors if tensor is not None):
         return result
-    raise _out_of_range(logits, result.iterations)
+    raise out_of_range(logits, result.iterations)
 
 
-def _out_of_range(logits: Tensor, iterations: int) -> ValueError:
+def out_of_range(logits: Tensor, iterations: int) -> ValueError:
     return ValueError(
         f"mean field left the range of {logits.dtype} within {iterations} iterations; "
         "lower the weights, the compatibility, or the scale of `logits`"

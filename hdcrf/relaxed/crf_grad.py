@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hdcrf.features import bilateral_features, check_spacing, volume_features
-from hdcrf.layer_inputs import Bandwidth, bandwidth_in_range, log_parameter, working_precision
+from hdcrf.layer_inputs import (
+    Bandwidth,
+    bandwidth_in_range,
+    check_parameters,
+    log_parameter,
+    working_precision,
+)
 from hdcrf.relaxed.energy import RelaxedEnergy
 from hdcrf.relaxed.layer import GradientLayer, GradientOptions, GridGradientLayer
 from hdcrf.relaxed.projected_gradient import RelaxedResult
@@ -268,7 +274,7 @@ class PointCRFGrad(GradientLayer):
         check_same_kind("features", features, "logits", logits)
         if batch is not None:
             check_batch_index("batch", batch, len(logits), logits)
-        self._check_parameters()
+        check_parameters(self)
         return RelaxedEnergy(self._unary(logits), self._bilateral(features, batch, None, "point"), batch)
 
     def infer(

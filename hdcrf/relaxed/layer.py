@@ -15,7 +15,10 @@ from hdcrf.features import batch_index
 from hdcrf.layer_inputs import (
     bandwidth_in_range,
     built,
+    check_channels,
+    check_filters,
     check_grid,
+    check_parameters,
     checked_learn,
     number_parameter,
     warn_of_range,
@@ -50,7 +53,6 @@ _LEARNABLE = ("unary", "spatial", "bilateral", "bandwidths")
 _INFERENCES = ("gradient", "graduated", "mean_field")
 _OUTPUTS = ("relaxed", "logits")
 _WIDEST = 255  # of a window of filters
-_MOST_BYTES = 1 << 34
 
 
 class GradientOptions(TypedDict, total=False):
@@ -118,19 +120,13 @@ class GradientLayer(nn.Module, ABC):
         self.spatial_filters = None
         self.bilateral_taps = None
         if neighbourhood is not None:
-            _check_size(tap_count(dimension, neighbourhood), self.num_labels)
+            check_filters(tap_count(dimension, neighbourhood), self.num_labels, "a smaller `neighbourhood`")
             taps, _ = gaussian_taps(dimension, neighbourhood)
             self.bilateral_taps = nn.Parameter(self._potts(taps * weight), "bilateral" in self._learned)
 
     def _potts(self, kernel: Tensor) -> Tensor:
         """Return a kernel (…) times the Potts compatibility: (…, K, K) float32."""
         return (kernel[..., None, None] * (1 - torch.eye(self.num_labels, dtype=kernel.dtype))).float()
-
-    def _check_parameters(self) -> None:
-        """Raise, naming it, if training has brought a parameter out of range."""
-        for name, parameter in self.named_parameters():
-            if not bool(torch.isfinite(parameter.detach()).all()):
-                raise ValueError(f"`{name}` is not finite: training has diverged; lower the learning rate")
 
     def _bilateral(
         self, features: Tensor, batch: Tensor | None, axes: Sequence[str] | None, point: str
@@ -237,15 +233,6 @@ class GradientLayer(nn.Module, ABC):
         )
 
 
-def _check_size(taps: int, num_labels: int) -> None:
-    size = 4 * taps * num_labels**2
-    if size > _MOST_BYTES:
-        raise ValueError(
-            f"{taps:,} taps for {num_labels:,}² pairs of labels would take {size / 2**30:,.1f} GiB, "
-            f"more than {_MOST_BYTES >> 30}; use a smaller `neighbourhood` or `window`, or fewer labels"
-        )
-
-
 class GridGradientLayer(GradientLayer):
     """Over a grid: logits (B, K, *S), guided by values (B, c, *S)."""
 
@@ -277,7 +264,7 @@ class GridGradientLayer(GradientLayer):
             return
         if check_count("window", window, 1, _WIDEST) % 2 == 0:
             raise ValueError(f"`window` must be odd, so that it has a centre, got {window}")
-        _check_size(window ** len(sigmas), self.num_labels)
+        check_filters(window ** len(sigmas), self.num_labels, "a smaller `window`")
         kernel = gaussian_window([window] * len(sigmas), sigmas) * weight
         potts = self._potts(kernel).movedim((-2, -1), (0, 1)).contiguous()
         self.spatial_filters = nn.Parameter(potts, "spatial" in self._learned)
@@ -322,12 +309,8 @@ class GridGradientLayer(GradientLayer):
                 raise ValueError("`guide` is needed, as the layer has bilateral potentials, got None")
             guide = logits.new_zeros((*logits.shape[:1], self.channels, *logits.shape[2:]))
         check_grid(logits, guide, self.num_labels, self._sizes)
-        if guide.shape[1] != self.channels:
-            raise ValueError(
-                f"`guide` must have {self.channels} channels, as the layer was made for, got "
-                f"{guide.shape[1]}; make it with channels={guide.shape[1]}"
-            )
-        self._check_parameters()
+        check_channels(guide, self.channels)
+        check_parameters(self)
         batch, _, *sizes = logits.shape
         items = batch_index(batch, math.prod(sizes), logits.device)
         potentials: list[PairwisePotential] = []
