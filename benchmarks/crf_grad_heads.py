@@ -17,34 +17,54 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import hdcrf
 from hdcrf.pictures import convergence_plot, filter_plot, tap_plot
 
 try:
     from benchmarks import unary_network
-    from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
-    from benchmarks.street_frames import Frames, windows
-    from benchmarks.unary_network import (
-        NetworkBudget,
-        report,
-        train_further,
-        train_on_unseen,
-        trained_networks,
+    from benchmarks.head_tables import (
+        Outcome,
+        Row,
+        ScaledHead,
+        arguments_of,
+        choose_parameters,
+        count,
+        groups_of,
+        mean_iou,
+        run,
+        score,
+        timed,
+        trained_further,
     )
+    from benchmarks.street_frames import Frames, windows
+    from benchmarks.unary_network import NetworkBudget, report, train_on_unseen, trained_networks
 except ModuleNotFoundError:  # run as a script
     import unary_network
-    from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from head_tables import (
+        Outcome,
+        Row,
+        ScaledHead,
+        arguments_of,
+        choose_parameters,
+        count,
+        groups_of,
+        mean_iou,
+        run,
+        score,
+        timed,
+        trained_further,
+    )
     from street_frames import Frames, windows
-    from unary_network import NetworkBudget, report, train_further, train_on_unseen, trained_networks
+    from unary_network import NetworkBudget, report, train_on_unseen, trained_networks
 
 
 @dataclass(frozen=True)
@@ -92,45 +112,12 @@ COMPARISONS = (
 )
 
 
-class Head(nn.Module):
-    """CRF-Grad, its logits times a scale, which leaves labels as they are.
-
-    Without one, training would make potentials smaller so that logits are not overconfident.
-    """
-
-    def __init__(self, num_labels: int, **parameters: Any) -> None:
-        super().__init__()
-        self.crf = hdcrf.CRFGrad(num_labels, output="logits", **parameters)
-        self.log_scale = nn.Parameter(torch.tensor(-0.7))
-
-    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
-        return self.crf(logits, images) * self.log_scale.exp()
+def fixed_head(num_labels: int, **parameters: Any) -> ScaledHead:
+    return ScaledHead(hdcrf.CRFGrad(num_labels, output="logits", learn=(), **parameters)).eval()
 
 
-def fixed_head(num_labels: int, **parameters: Any) -> Head:
-    return Head(num_labels, learn=(), **parameters).eval()
-
-
-def choose_parameters(
-    frames: Frames, logits: Tensor, fixed: dict[str, Any], axes: dict[str, Sequence[float]]
-) -> dict[str, Any]:
-    """Return the parameters of a grid that have the best mean IoU on a third of the fit frames."""
-    chosen = windows(0, frames.fit, 1)[::3]
-    scores = {}
-    for values in itertools.product(*axes.values()):
-        parameters = {**fixed, **dict(zip(axes, values, strict=True))}
-        head = fixed_head(frames.num_labels, **parameters)
-        scores[mean_iou(score(head, frames, logits, chosen))] = parameters
-    return scores[max(scores)]
-
-
-def groups_of(head: nn.Module, factor: float) -> list[dict[str, Any]]:
-    """Return a head's parameters with their learning rates times a factor."""
-    return [
-        {"params": [parameter], "lr": factor * RATES[name]}
-        for name, parameter in head.named_parameters()
-        if parameter.requires_grad
-    ]
+def learned_head(num_labels: int, **parameters: Any) -> ScaledHead:
+    return ScaledHead(hdcrf.CRFGrad(num_labels, output="logits", **parameters))
 
 
 def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome:
@@ -142,43 +129,45 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     check = windows(frames.fit, len(frames), 1)
     joint_steps = (budget.joint_steps, budget.frames)
     longer = copy.deepcopy(networks.network)
-    _, seconds = timed(train_further, longer, None, frames, *joint_steps, f"{name}, network further")
     logits = networks.checked(networks.network, frames)
     rows = {
         "unary": Row(score(None, frames, logits, check), count(networks.network), networks.seconds),
-        "unary, trained as long": Row(
-            score(None, frames, networks.checked(longer, frames), check), count(longer), seconds
+        "unary, trained as long": trained_further(
+            networks, longer, None, frames, *joint_steps, f"{name}, network further"
         ),
     }
     outcome = Outcome({"CRF-Grad": rows})
     diagonal = float(torch.tensor(frames.images.shape[-2:]).float().norm())
+    make_fixed = partial(fixed_head, frames.num_labels)
     spatial, spatial_seconds = timed(
         choose_parameters,
         frames,
         logits,
-        {"window": budget.window, "neighbourhood": None},
+        make_fixed,
         {"spatial_weight": budget.spatial_weights, "spatial_sigma": budget.spatial_sigmas},
+        {"window": budget.window, "neighbourhood": None},
     )
     full, full_seconds = timed(
         choose_parameters,
         frames,
         logits,
-        {**spatial, "neighbourhood": 1},
+        make_fixed,
         {
             "bilateral_weight": budget.bilateral_weights,
             "sigma_xy": [share * diagonal for share in budget.sigmas_xy],
             "sigma_rgb": budget.sigmas_rgb,
         },
+        {**spatial, "neighbourhood": 1},
     )
     outcome.remarks += [
         f"{name}, {model}: {found}" for model, found in (("spatial", spatial), ("full", full))
     ]
     start = {"spatial_weight": 0.0}
     heads = {
-        "spatial, Gaussian": (fixed_head(frames.num_labels, **spatial), spatial_seconds),
-        "spatial, learned": (Head(frames.num_labels, **spatial | start), 0.0),
-        "full, Gaussian": (fixed_head(frames.num_labels, **full), full_seconds),
-        "full, learned": (Head(frames.num_labels, **full | start), 0.0),
+        "spatial, Gaussian": (make_fixed(**spatial), spatial_seconds),
+        "spatial, learned": (learned_head(frames.num_labels, **spatial | start), 0.0),
+        "full, Gaussian": (make_fixed(**full), full_seconds),
+        "full, learned": (learned_head(frames.num_labels, **full | start), 0.0),
     }
     for model, (head, chosen_seconds) in heads.items():
         seconds = chosen_seconds
@@ -191,22 +180,18 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
                 budget.head_steps,
                 budget.frames,
                 f"{name}, {model}",
-                groups_of(head, 1.0),
+                groups_of(head, RATES),
             )
         rows[model] = Row(score(head, frames, logits, check), count(head), seconds)
         joint, joint_head = copy.deepcopy((networks.network, head))
-        _, seconds = timed(
-            train_further,
+        rows[f"{model}, jointly"] = trained_further(
+            networks,
             joint,
             joint_head,
             frames,
             *joint_steps,
             f"{name}, {model}, jointly",
-            groups_of(joint_head, 0.3),
-        )
-        values = networks.checked(joint, frames)
-        rows[f"{model}, jointly"] = Row(
-            score(joint_head, frames, values, check), count(joint, joint_head), seconds
+            groups_of(joint_head, RATES, 0.3),
         )
     head, _ = heads["full, learned"]
     outcome.remarks.append(f"{name}, full, learned: unary weight {head.crf.unary_weight.item():.3g}")
@@ -220,7 +205,7 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     return outcome
 
 
-def scores_by_steps(head: Head, frames: Frames, logits: Tensor, budget: HeadBudget) -> list[float]:
+def scores_by_steps(head: ScaledHead, frames: Frames, logits: Tensor, budget: HeadBudget) -> list[float]:
     """Return the mean IoU of the check frames after 0, 1, … steps, of the label with the largest share."""
     counted = copy.deepcopy(head.crf)
     counted.output = "relaxed"
@@ -235,8 +220,8 @@ def scores_by_steps(head: Head, frames: Frames, logits: Tensor, budget: HeadBudg
 @torch.inference_mode()
 def draw(
     folder: Path,
-    spatial: Head,
-    full: Head,
+    spatial: ScaledHead,
+    full: ScaledHead,
     frames: Frames,
     logits: Tensor,
     scores: Sequence[float],  # after 0, 1, … steps

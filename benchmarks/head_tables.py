@@ -1,12 +1,13 @@
-"""What the benchmarks of heads share: the score, the table over several seeds, and the command."""
+"""What the benchmarks of heads share: the score, trainings, the table over several seeds, and the command."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 try:
     from benchmarks.inputs import machine_line
-    from benchmarks.street_frames import UNKNOWN, Frames, read_frames
+    from benchmarks.street_frames import UNKNOWN, Frames, read_frames, windows
+    from benchmarks.unary_network import Networks, train_further
 except ModuleNotFoundError:  # run as a script
     from inputs import machine_line
-    from street_frames import UNKNOWN, Frames, read_frames
+    from street_frames import UNKNOWN, Frames, read_frames, windows
+    from unary_network import Networks, train_further
 
 
 @torch.inference_mode()
@@ -68,6 +71,73 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - start
+
+
+class ScaledHead(nn.Module):
+    """A CRF whose output, logits, is multiplied by a scale, which leaves labels as they are.
+
+    Without one, training would make potentials smaller so that logits are not overconfident.
+    """
+
+    def __init__(self, crf: nn.Module) -> None:
+        super().__init__()
+        self.crf = crf
+        self.log_scale = nn.Parameter(torch.tensor(-0.7))
+
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        return self.crf(logits, images) * self.log_scale.exp()
+
+
+def groups_of(head: nn.Module, rates: Mapping[str, float], factor: float = 1.0) -> list[dict[str, Any]]:
+    """Return a head's parameters with their learning rates, by name, times a factor."""
+    return [
+        {"params": [parameter], "lr": factor * rates[name]}
+        for name, parameter in head.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def choose_parameters(
+    frames: Frames,
+    logits: Tensor,
+    make_head: Callable[..., nn.Module],
+    axes: Mapping[str, Sequence[Any]],
+    fixed: Mapping[str, Any] | None = None,
+    length: int = 1,
+) -> dict[str, Any]:
+    """Return the parameters of a grid that have the best mean IoU on a third of the fit frames.
+
+    Args:
+        frames: All frames.
+        logits: Of all frames, or of the fit ones.
+        make_head: Takes parameters by name.
+        axes: The values of each parameter.
+        fixed: Parameters of one value.
+        length: Frames that a head sees at a time.
+    """
+    chosen = windows(0, frames.fit, length)[::3]
+    scores = {}
+    for values in itertools.product(*axes.values()):
+        parameters = {**(fixed or {}), **dict(zip(axes, values, strict=True))}
+        scores[mean_iou(score(make_head(**parameters), frames, logits, chosen))] = parameters
+    return scores[max(scores)]
+
+
+def trained_further(
+    networks: Networks,
+    network: nn.Module,
+    head: nn.Module | None,
+    frames: Frames,
+    steps: int,
+    batch: int,
+    name: str,
+    groups: Sequence[dict[str, Any]] = (),
+) -> Row:
+    """Train a network, and the head on it if there is one, further in place, and score them."""
+    _, seconds = timed(train_further, network, head, frames, steps, batch, name, groups)
+    logits = networks.checked(network, frames)
+    iou = score(head, frames, logits, windows(frames.fit, len(frames), 1))
+    return Row(iou, count(network) if head is None else count(network, head), seconds)
 
 
 def print_table(table: str, rows: Sequence[dict[str, Row]], comparisons: Sequence[tuple[str, str]]) -> None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,17 @@ import hdcrf
 
 try:
     from benchmarks import unary_network
-    from benchmarks.head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from benchmarks.head_tables import (
+        Outcome,
+        Row,
+        arguments_of,
+        choose_parameters,
+        count,
+        mean_iou,
+        run,
+        score,
+        timed,
+    )
     from benchmarks.street_frames import Frames, windows
     from benchmarks.unary_network import (
         NetworkBudget,
@@ -41,7 +51,17 @@ try:
     )
 except ModuleNotFoundError:  # run as a script
     import unary_network
-    from head_tables import Outcome, Row, arguments_of, count, mean_iou, run, score, timed
+    from head_tables import (
+        Outcome,
+        Row,
+        arguments_of,
+        choose_parameters,
+        count,
+        mean_iou,
+        run,
+        score,
+        timed,
+    )
     from street_frames import Frames, windows
     from unary_network import NetworkBudget, report, train_further, train_on_unseen, trained_networks
 
@@ -117,22 +137,15 @@ def described(parameters: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in parameters.items())
 
 
-def choose_parameters(frames: Frames, logits: Tensor, budget: HeadBudget, video: bool) -> dict[str, float]:
-    """Return the parameters of the grid that have the best mean IoU on a third of the fit frames."""
+def axes_of(frames: Frames, budget: HeadBudget, video: bool) -> dict[str, Sequence[float]]:
+    """Return the grid to search."""
     diagonal = float(np.hypot(*frames.images.shape[-2:]))
-    axes = {
+    return {
         "appearance_weight": budget.weights,
         "appearance_sigma_xy": [share * diagonal for share in budget.sigmas_xy],
         "appearance_sigma_rgb": budget.sigmas_rgb,
         **({"appearance_sigma_t": budget.sigmas_t} if video else {}),
     }
-    chosen = windows(0, frames.fit, budget.frames if video else 1)[::3]
-    scores = {}
-    for values in itertools.product(*axes.values()):
-        parameters = {**dict(zip(axes, values, strict=True)), "smoothness_weight": 1.0}
-        head = fixed_head(video, frames.num_labels, **parameters)
-        scores[mean_iou(score(head, frames, logits, chosen))] = parameters
-    return scores[max(scores)]
 
 
 def parameter_groups(head: Head, rate: float, compatibility_rate: float) -> list[dict[str, Any]]:
@@ -163,7 +176,15 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     logits, longer_logits = networks.checked(network, frames), networks.checked(longer, frames)
     for table in ("DenseCRF", "VideoCRF") if arguments.video else ("DenseCRF",):
         of_video = table == "VideoCRF"
-        parameters, grid_seconds = timed(choose_parameters, frames, logits, budget, of_video)
+        parameters, grid_seconds = timed(
+            choose_parameters,
+            frames,
+            logits,
+            partial(fixed_head, of_video, frames.num_labels),
+            axes_of(frames, budget, of_video),
+            {"smoothness_weight": 1.0},
+            budget.frames if of_video else 1,
+        )
         default = fixed_head(of_video, frames.num_labels)
         best = fixed_head(of_video, frames.num_labels, **parameters)
         head = learned_head(of_video, frames.num_labels, **parameters)  # starts where the grid ends
