@@ -1,10 +1,11 @@
-"""Devices, seeds, and the settings that every test runs under."""
+"""Devices, seeds, the settings that every test runs under, and labelled frames for benchmarks."""
 
 import importlib.util
 import os
 import sys
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,19 @@ def _uninitialised_memory_is_nan(request):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Return folders of eight images and labels: a bright half that moves, in noise."""
+    image = pytest.importorskip("PIL.Image")
+    drawn = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for frame in range(8):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:, 24 + 2 * frame :] = 1
+        grey = 60 + 120 * labels[..., None] + drawn.normal(0, 20, (48, 64, 3))
+        image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(tmp_path / "images" / f"{frame}.png")
+        image.fromarray(labels).save(tmp_path / "labels" / f"{frame}.png")
+    return tmp_path

@@ -4,28 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import gradient_steps
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def scene(tmp_path):
-    """Return folders of eight images and labels: a bright half that moves, in noise."""
-    drawn = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-    for frame in range(8):
-        labels = np.zeros((48, 64), np.uint8)
-        labels[:, 24 + 2 * frame :] = 1
-        grey = 60 + 120 * labels[..., None] + drawn.normal(0, 20, (48, 64, 3))
-        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(tmp_path / "images" / f"{frame}.png")
-        Image.fromarray(labels).save(tmp_path / "labels" / f"{frame}.png")
-    return tmp_path
 
 
 @pytest.mark.slow
