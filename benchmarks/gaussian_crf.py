@@ -14,8 +14,6 @@ timed: its residual, computed anew, is at most 1e-5. Runs of the two alternate; 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,8 +25,10 @@ from hdcrf.gaussian import LowRankTerms, Solution, VideoTerms, conjugate_gradien
 
 try:
     from benchmarks.inputs import alternate, machine_line
+    from benchmarks.peak_memory import added_memory
 except ModuleNotFoundError:  # run as a script
     from inputs import alternate, machine_line
+    from peak_memory import added_memory
 
 LABELS = 21
 STRIDE = 8
@@ -235,17 +235,7 @@ def print_memory_of(dimensions: int, side: int) -> None:
     terms, b = case(dimensions, side, False)
     with torch.inference_mode():
         solve(*case(8, 64, False), method="conjugate_gradient")  # imports, and the threads' own memory
-        ctypes.CDLL(None).malloc_trim(0)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with open("/proc/self/statm") as file:
-            resident = int(file.read().split()[1]) * resource.getpagesize() // 1024
-        # The peak so far was reached while the inputs were made: fill up to it, so that any growth shows.
-        filler = torch.ones(max(0, before - resident) * 1024, dtype=torch.uint8)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        solve(terms, b, method="conjugate_gradient", tolerance=TOLERANCE)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        del filler
-    print((after - before) / 1024)
+        print(added_memory(lambda: solve(terms, b, method="conjugate_gradient", tolerance=TOLERANCE)))
 
 
 def main() -> None:

@@ -14,9 +14,7 @@ Before any time is printed, the labels of both are compared.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,9 +36,11 @@ try:
         photo,
         scanned_room,
     )
+    from benchmarks.peak_memory import added_memory, peak
 except ModuleNotFoundError:  # run as a script
     import gradient_steps
     from inputs import alternate, machine_line, moving_crop, network_probabilities, photo, scanned_room
+    from peak_memory import added_memory, peak
 
 LEAST_AGREEMENT = 0.99
 
@@ -116,17 +116,7 @@ def print_memory_of(call: str, *sizes: int) -> None:
     torch.set_num_threads(2)
     small = (1000, 2) if len(sizes) == 2 else (32, 32, 2)
     function(*make(*small))  # imports, and the threads' own memory
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what the call takes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # The peak so far was reached while the inputs were made: fill up to it, so that any growth shows.
-    with open("/proc/self/statm") as file:
-        resident = int(file.read().split()[1]) * resource.getpagesize() // 1024
-    filler = np.ones(max(0, before - resident) * 1024, dtype=np.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    function(*inputs)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) / 1024)
-    del filler
+    print(added_memory(lambda: function(*inputs)))
 
 
 def print_calls(rounds: int) -> None:
@@ -375,9 +365,12 @@ def print_large() -> None:
     start = time.perf_counter()
     result = ours(image, probabilities, 5)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    gigabytes = peak() / 2**20
     changed = (result != probabilities.argmax(2)).mean()
-    print(f"{seconds:.0f} s; peak memory of the process {peak:.1f} GiB; {changed:.2%} of the labels changed.")
+    print(
+        f"{seconds:.0f} s; peak memory of the process {gigabytes:.1f} GiB; "
+        f"{changed:.2%} of the labels changed."
+    )
 
 
 def print_import() -> None:

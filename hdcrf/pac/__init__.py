@@ -2,11 +2,13 @@
 
 from hdcrf.pac.adapting_kernel import AdaptingKernel, adapting_kernel
 from hdcrf.pac.convolution import pac_conv2d, pac_conv3d, pac_conv_transpose2d, pac_pool2d
+from hdcrf.pac.crf import PacCRF
 from hdcrf.pac.hot_swapping import swap_in_pac
 from hdcrf.pac.layers import PacConv2d, PacConv3d, PacConvTranspose2d, PacPool2d
 
 __all__ = [
     "AdaptingKernel",
+    "PacCRF",
     "PacConv2d",
     "PacConv3d",
     "PacConvTranspose2d",
