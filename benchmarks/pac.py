@@ -6,8 +6,8 @@
 
 layers: a convolution from 64 channels to 64, 5x5, one image, guided by 8 channels, float32; forward, and
 forward and backward to values, guide and weights. Beside it the same with the pixels under each window
-unfolded, as the authors' package has it (`unfolded_pac.py`), which gives the same numbers, and PyTorch's plain
-convolution. Memory is by how much a call raises the peak of a fresh process that holds its inputs.
+unfolded, as the authors' package has it (`unfolded_pac.py`), which gives the same numbers, and PyTorch's
+plain convolution. Memory is by how much a call raises the peak of a fresh process that holds its inputs.
 
 crf: `PacCRF` with a 5x5 window of dilation 32, and two of 16 and 64, beside `DenseCRF`, 320x320 pixels of a
 photo, 21 labels, 5 iterations; each whole, with what is built for an image. Then by iterations, as in table 6
@@ -126,7 +126,8 @@ def print_layers(quick: bool) -> None:
                 mine, theirs, usual = (1000 * seconds[name] for name in METHODS)
                 print(
                     f"| {side} | {dilation} | {passes} | {own:.0f} | {other:.0f} | {own / other:.2f} | "
-                    f"{threads} | {mine:.0f} | {theirs:.0f} | {theirs / mine:.2f} | {usual:.0f} | {difference:.0e} |",
+                    f"{threads} | {mine:.0f} | {theirs:.0f} | {theirs / mine:.2f} | {usual:.0f} | "
+                    f"{difference:.0e} |",
                     flush=True,
                 )
 

@@ -14,6 +14,7 @@ from hdcrf.features import (
 )
 from hdcrf.gaussian_filter import build_filter, gaussian_filter
 from hdcrf.mean_field import MeanFieldResult, mean_field
+from hdcrf.pac import PacCRF
 from hdcrf.pairwise import PairwiseKernel, SmoothnessKernel, pairwise_kernel
 from hdcrf.point_crf import PointCRF
 from hdcrf.potentials import labels_from_annotation, logits_from_labels, logits_from_probabilities
@@ -32,6 +33,7 @@ __all__ = [
     "DenseCRF",
     "ExactGaussian",
     "MeanFieldResult",
+    "PacCRF",
     "PairwiseKernel",
     "PointCRF",
     "PointCRFGrad",

@@ -6,12 +6,13 @@ import pytest
 
 import hdcrf
 import hdcrf.gaussian
+import hdcrf.pac
 import hdcrf.relaxed
 import lattice
 import voxel
 
 NAMES = {
-    hdcrf: """CRFGrad Compatibility DenseCRF ExactGaussian MeanFieldResult PairwiseKernel PointCRF
+    hdcrf: """CRFGrad Compatibility DenseCRF ExactGaussian MeanFieldResult PacCRF PairwiseKernel PointCRF
         PointCRFGrad SmoothnessKernel TrilateralCRF VideoCRF VolumeCRF VolumeCRFGrad bilateral_features
         build_filter gaussian_filter labels_from_annotation logits_from_labels logits_from_probabilities
         mean_field pairwise_kernel point_features points_in_blocks project_simplex refine round_labels
@@ -23,6 +24,9 @@ NAMES = {
         affinity affinity_loss bilateral_solve conjugate_gradient energy gauss_seidel gaussian_mean_field
         gaussian_mean_field_energy gmres jacobi margin_loss pixel_similarity similarity_loss solve
         video_in_contexts""",
+    hdcrf.pac: """AdaptingKernel JointUpsampler PacCRF PacConv2d PacConv3d PacConvTranspose2d PacPool2d
+        adapting_kernel joint_bilateral_upsample pac_conv2d pac_conv3d pac_conv_transpose2d pac_pool2d
+        swap_in_pac""",
     hdcrf.relaxed: """BilateralPotential CRFGrad PairwisePotential PointCRFGrad RelaxedEnergy
         RelaxedResult SpatialPotential VolumeCRFGrad graduated_descent parallel_mean_field project_simplex
         projected_gradient round_labels""",
@@ -133,6 +137,26 @@ SIGNATURES = {
         track=False progress=None backend='auto'""",
     hdcrf.relaxed.graduated_descent: "energy start iterations=50 track=False progress=None backend='auto'",
     hdcrf.relaxed.parallel_mean_field: "energy start iterations track=False progress=None",
+    hdcrf.pac.adapting_kernel: """guide kernel_size stride=1 padding=0 dilation=1 kind='gaussian' alpha=0.0
+        exponent=1.0 epsilon=0.001 window=None centers=None mask=None normalize=False transposed=False""",
+    hdcrf.pac.AdaptingKernel: "kind='gaussian' alpha=0.1 exponent=0.5 epsilon=0.001 learn=True",
+    hdcrf.pac.AdaptingKernel.forward: """self guide kernel_size stride=1 padding=0 dilation=1 window=None
+        centers=None mask=None normalize=False transposed=False""",
+    hdcrf.pac.pac_conv2d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
+    hdcrf.pac.pac_conv3d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
+    hdcrf.pac.pac_conv_transpose2d: """values kernel weight bias=None stride=1 padding=0 output_padding=0
+        groups=1 dilation=1""",
+    hdcrf.pac.pac_pool2d: "values kernel stride=None padding=0 dilation=1",
+    hdcrf.pac.PacConv2d: """in_channels out_channels kernel_size stride=1 padding=0 dilation=1 groups=1
+        bias=True kernel='gaussian' filters='full' normalize=False""",
+    hdcrf.pac.PacConv2d.forward: "self values guide=None mask=None kernel=None",
+    hdcrf.pac.PacConvTranspose2d: """in_channels out_channels kernel_size stride=1 padding=0
+        output_padding=0 groups=1 bias=True dilation=1 kernel='gaussian' filters='full' normalize=False""",
+    hdcrf.pac.PacConvTranspose2d.forward: "self values guide=None mask=None kernel=None",
+    hdcrf.pac.PacPool2d: """kernel_size stride=None padding=0 dilation=1 kernel='gaussian'
+        normalize=False""",
+    hdcrf.pac.PacPool2d.forward: "self values guide mask=None",
+    hdcrf.pac.swap_in_pac: "model swaps guide_scale=0.0001 kernel='gaussian'",
     lattice.PermutohedralConv: """in_channels out_channels dimension neighbourhood=1 groups=1
         bias=True initial='uniform'""",
     lattice.BilateralConv: """in_channels out_channels dimension neighbourhood=1 groups=1 bias=True
