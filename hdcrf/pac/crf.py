@@ -191,10 +191,11 @@ class PacCRF(nn.Module):
         updated = logits
         for iteration in range(self.iterations):
             updated = logits - self._cost(torch.softmax(updated, 1), windows)
-            if not bool(torch.isfinite(updated.detach()).all()):
-                raise out_of_range(logits, self.iterations)
             if progress is not None:
                 progress(iteration + 1)
+        # Once a pixel is not finite it stays so: to look at the end is enough.
+        if not bool(torch.isfinite(updated.detach()).all()):
+            raise out_of_range(logits, self.iterations)
         return MeanFieldResult(
             torch.softmax(updated, 1).to(given.dtype),
             torch.log_softmax(updated, 1).to(given.dtype),
