@@ -137,6 +137,22 @@ def test_masked_values_may_be_anything(device):
     assert bool(torch.isfinite(transposed(unknown, large, mask)).all())
 
 
+def test_transposed_layers_average_whatever_their_output_padding(device):
+    values = torch.full((1, 2, 4, 5), 3.0, device=device)
+    for stride, dilation, more in ((1, 2, 1), (1, 3, 2), (2, 3, 2), (2, 1, 1)):
+        layer = PacConvTranspose2d(
+            2, 2, 3, stride, 1, more, dilation=dilation, bias=False, filters="gaussian", normalize=True
+        ).to(device)
+        sizes = [(size - 1) * stride - 2 + 2 * dilation + 1 + more for size in (4, 5)]
+        mask = torch.ones(1, 1, 4, 5, dtype=torch.bool, device=device)
+        mask[..., 0, 0] = False
+        for given in (None, mask):
+            result = layer(values, torch.randn(1, 2, *sizes, device=device), given)
+            reached = result != 0
+            assert float(reached.float().mean()) > 0.2
+            torch.testing.assert_close(result[reached], torch.full_like(result[reached], 3.0))
+
+
 def test_a_kernel_computed_before_serves_several_layers(device):
     values, guide = torch.randn(1, 4, 8, 8, device=device), torch.randn(1, 3, 8, 8, device=device)
     layer = PacConv2d(4, 5, 3, padding=1).to(device)

@@ -193,7 +193,7 @@ class PacCRF(nn.Module):
             updated = logits - self._cost(torch.softmax(updated, 1), windows)
             if progress is not None:
                 progress(iteration + 1)
-        # Once a pixel is not finite it stays so: to look at the end is enough.
+        # NaN stays NaN: to look at the end is enough.
         if not bool(torch.isfinite(updated.detach()).all()):
             raise out_of_range(logits, self.iterations)
         return MeanFieldResult(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hdcrf.layer_inputs import working_precision
 from hdcrf.pac.adapting_kernel import AdaptingKernel, check_mask
@@ -21,7 +22,7 @@ from hdcrf.pac.convolution import (
     pac_pool2d,
     window_of_transposed,
 )
-from hdcrf.pac.window import per_axis
+from hdcrf.pac.window import Window, per_axis
 from voxel.checks import check_choice, check_count, check_flag
 from voxel.precision import full_precision
 
@@ -64,13 +65,7 @@ def _check_fit(values: Tensor, guide: Tensor, sizes: Sequence[int]) -> None:
 
 
 class _PacConvolution(nn.Module):
-    """What convolutions share: weights and bias, options, and the adapting kernel.
-
-    Args:
-        axes: How many axes a grid has.
-        weight_shape: Of the weights without the taps, and with one group.
-        fan_in: How many inputs an output sums up, divided by the taps.
-    """
+    """What convolutions share: weights and bias, options, and the adapting kernel; see `PacConv2d`."""
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -153,6 +148,8 @@ class _PacConvolution(nn.Module):
             guide = working_precision(guide, "guide").to(values.dtype)
             self._check_guide(values, guide)
             values = _without_masked(values, mask)
+            if self._transposed:
+                mask = self._mask_of_places(values, guide, mask)
             window = None if self.window is None else self.window.to(values)
             kernel = self.kernel(
                 guide,
@@ -166,7 +163,6 @@ class _PacConvolution(nn.Module):
                 transposed=self._transposed,
             )
             if self._transposed:
-                # The guide of an output with padding may hold more places than there are values.
                 places: Any = (..., *(slice(size) for size in values.shape[2:]))
                 kernel = kernel[places]
         elif mask is not None:
@@ -175,6 +171,20 @@ class _PacConvolution(nn.Module):
         if weight is not None and self.filters == "shared":
             kernel, weight = kernel * weight.view(*self.kernel_size, *[1] * self._axes), None
         return values, kernel, weight, None if self.bias is None else self.bias.to(values.dtype)
+
+    def _mask_of_places(self, values: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return a mask of all places that a window takes on a guide of the size of the output.
+
+        With an `output_padding` as large as the stride there are more of them than values.
+        """
+        window = Window.over(guide.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+        more = [have - size for have, size in zip(window.outputs, values.shape[2:], strict=True)]
+        if not any(more):
+            return mask
+        if mask is None:
+            mask = torch.ones_like(values[:, :1], dtype=torch.bool)
+        margins = [side for size in reversed(more) for side in (0, size)]
+        return functional.pad(mask, margins, value=False)
 
     def _check_guide(self, values: Tensor, guide: Tensor) -> None:
         """Raise unless the guide fits the values."""
