@@ -23,7 +23,7 @@ from voxel.checks import check_count
 __all__ = ["Window", "per_axis"]
 
 # Numbers of a tile: on a CPU what its nearest caches hold, on a GPU what keeps it busy.
-_TILE_ON_CPU = 1 << 17
+_TILE_ON_CPU = 1 << 19
 _TILE = 1 << 25
 
 
