@@ -75,7 +75,7 @@ class HeadBudget:
 
     head_steps: int = 32
     joint_steps: int = 24
-    frames: int = 4  # of a step
+    frames: int = 3  # of a step
     full_weights: Sequence[float] = (2.0, 4.0)
     full_sigmas_xy: Sequence[float] = (0.035, 0.07, 0.14)  # of the image's diagonal
     pac_weights: Sequence[float] = (4.0, 8.0, 16.0)
@@ -100,7 +100,7 @@ TABLE_6 = "PAC-CRF, 16-64"
 RATES = {
     "log_scale": 0.03,
     "crf.filters": 3e-3,
-    "crf.log_sigma_rgb": 0.03,
+    "crf.log_sigma_rgb": 0.01,
     "crf.appearance_weight": 0.03,
     "crf.smoothness_weight": 0.03,
     "crf.log_appearance_sigma_xy": 0.03,
