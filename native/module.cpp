@@ -18,6 +18,7 @@
 #include "simplex_projection.hpp"
 #include "sparse_product.hpp"
 #include "splat_blur_slice.hpp"
+#include "window_sums.hpp"
 
 namespace nb = nanobind;
 using namespace hdcrf;
@@ -204,6 +205,65 @@ void define_products(nb::module_& module) {
 }
 
 template <typename T>
+void window_products(
+    std::optional<Array<T>> values, std::optional<Array<T>> kernel, std::optional<Array<T>> outputs,
+    std::optional<Output<T>> of_values, std::optional<Output<T>> of_kernel, std::optional<Output<T>> of_outputs,
+    Array<int64_t> numbers, int threads
+) {
+    const Window window(numbers.data());
+    const auto size = [](const auto& given, const auto& wanted, size_t axis) {
+        return int64_t(given ? given->shape(axis) : wanted->shape(axis));
+    };
+    const int64_t batch = size(values, of_values, 0), channels = size(values, of_values, 1);
+    const T *x = pointer(values), *k = pointer(kernel), *g = pointer(outputs);
+    const nb::gil_scoped_release released;
+    if (of_outputs) TapSums<T, false, OfProduct>{window, batch, channels, k, x, {}}.run(of_outputs->data(), threads);
+    if (of_values) TapSums<T, true, OfProduct>{window, batch, channels, k, g, {}}.run(of_values->data(), threads);
+    if (of_kernel) ChannelSums<T, OfBoth>{window, batch, channels, x, g}.run(of_kernel->data(), threads);
+}
+
+template <typename T>
+void define_window(nb::module_& module) {
+    module.def(
+        "window_products", &window_products<T>, nb::arg("values").none(), nb::arg("kernel").none(),
+        nb::arg("outputs").none(), nb::arg("of_values").noconvert().none(), nb::arg("of_kernel").noconvert().none(),
+        nb::arg("of_outputs").noconvert().none(), nb::arg("window"), nb::arg("threads")
+    );
+    module.def(
+        "window_distances",
+        [](Array<T> features, Array<T> centres, bool absolute, Output<T> out, Array<int64_t> numbers, int threads) {
+            const Window window(numbers.data());
+            const int64_t batch = int64_t(features.shape(0)), channels = int64_t(features.shape(1));
+            const T *f = features.data(), *c = centres.data();
+            if (absolute)
+                ChannelSums<T, OfMagnitude>{window, batch, channels, f, c}.run(out.data(), threads);
+            else
+                ChannelSums<T, OfSquare>{window, batch, channels, f, c}.run(out.data(), threads);
+        },
+        nb::arg("features"), nb::arg("centres"), nb::arg("absolute"), nb::arg("out").noconvert(), nb::arg("window"),
+        nb::arg("threads"), Released()
+    );
+    module.def(
+        "window_difference_sums",
+        [](Array<T> features, Array<T> centres, Array<T> factors, bool absolute, Output<T> of_features,
+           Output<T> of_centres, Array<int64_t> numbers, int threads) {
+            const Window window(numbers.data());
+            const int64_t batch = int64_t(features.shape(0)), channels = int64_t(features.shape(1));
+            const T *f = features.data(), *c = centres.data(), *a = factors.data();
+            const auto sums = [&](auto term) {
+                using Term = decltype(term);
+                TapSums<T, true, Term>{window, batch, channels, a, c, f}.run(of_features.data(), threads);
+                TapSums<T, false, Term>{window, batch, channels, a, f, c}.run(of_centres.data(), threads);
+            };
+            absolute ? sums(OfSign()) : sums(OfDifference());
+        },
+        nb::arg("features"), nb::arg("centres"), nb::arg("factors"), nb::arg("absolute"),
+        nb::arg("of_features").noconvert(), nb::arg("of_centres").noconvert(), nb::arg("window"), nb::arg("threads"),
+        Released()
+    );
+}
+
+template <typename T>
 void define(nb::module_& module, const char* mean_field) {
     module.def(
         "argmax",
@@ -349,6 +409,7 @@ void define(nb::module_& module, const char* mean_field) {
         nb::arg("gradient"), nb::arg("projected"), nb::arg("leak"), nb::arg("out").noconvert(), nb::arg("threads"),
         Released()
     );
+    define_window<T>(module);
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(
             nb::init<

@@ -11,7 +11,7 @@ at u = f, v = c. Its derivative with respect to u and v, times a cotangent a_t(j
 
 whose derivative with respect to a is P again, so that there are derivatives of any order. Differences are
 formed before they are squared: ‖f‖² + ‖c‖² - 2⟨f, c⟩ would lose small ones. It goes by tiles, as in
-`window_products`.
+`window_products`, or, on a CPU, by compiled kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hdcrf.pac import window_kernels
 from hdcrf.pac.window import Window
+from voxel.backend import uses_native
 from voxel.precision import full_precision
 
 __all__ = ["window_distances"]
@@ -62,6 +64,12 @@ def distances(
 @full_precision
 def _distances(features: Tensor, centres: Tensor, numbers: Sequence[int], absolute: bool) -> Tensor:
     window = Window.of_numbers(numbers)
+    compute = window_kernels.distances if uses_native("auto", features) else distances_by_tiles
+    return compute(features, centres, window, absolute)
+
+
+def distances_by_tiles(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
+    """Return P(f, c; f, c) by PyTorch: the reference of the kernel."""
     result = features.new_empty((len(features), window.taps, *window.outputs))
     f = window.unfold(window.pad(features))
     inside = window.inside(features.device)
@@ -127,6 +135,15 @@ def _difference_sums(
     features: Tensor, centres: Tensor, factors: Tensor, numbers: Sequence[int], absolute: bool
 ) -> list[Tensor]:
     window = Window.of_numbers(numbers)
+    native = uses_native("auto", features)
+    compute = window_kernels.difference_sums if native else difference_sums_by_tiles
+    return compute(features, centres, factors, window, absolute)
+
+
+def difference_sums_by_tiles(
+    features: Tensor, centres: Tensor, factors: Tensor, window: Window, absolute: bool
+) -> list[Tensor]:
+    """Return both parts of Q(f, c; a) by PyTorch: the reference of the kernel."""
     of_features = features.new_zeros((*features.shape[:2], *window.padded_sizes))
     of_centres = torch.empty_like(centres, memory_format=torch.contiguous_format)
     f = window.unfold(window.pad(features))

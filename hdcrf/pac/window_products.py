@@ -11,7 +11,8 @@ gradients. The derivative of any of the four is another of them with one argumen
 does everything, any number of times. Without W, every channel is by itself: g_jᵀ x_{i(j,t)}.
 
 K_t(j) x_{i(j,t)} for all taps, or W_tᵀ g_j, is k² times as large as x. A tile of it at a time, over a few
-rows of places, is computed, used for all that is wanted, and forgotten.
+rows of places, is computed, used for all that is wanted, and forgotten. On a CPU compiled kernels do so, with
+tiles that stay in its nearest caches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hdcrf.pac import window_kernels
 from hdcrf.pac.window import Window
+from voxel.backend import uses_native
 from voxel.precision import full_precision
 
 __all__ = ["products"]
@@ -89,12 +92,29 @@ def _window_products(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     window = Window.of_numbers(numbers)
-    channels, out_channels = _channels(values, weight, outputs, groups)
+    given = (values, kernel, weight, outputs)
     shapes = _shapes(values, weight, outputs, window, groups)
-    shapes[0] = (*shapes[0][:2], *window.padded_sizes)
-    like: Any = outputs if values is None else values
+    mixed = wanted[2] or (weight is not None and weight.numel() > 0)
+    native = uses_native("auto", _like(values, outputs)) and not mixed
+    compute = window_kernels.products if native else products_by_tiles
+    return compute(given, shapes, wanted, window, groups)
+
+
+def products_by_tiles(
+    given: Sequence[Tensor | None],
+    shapes: Sequence[tuple[int, ...]],
+    wanted: Sequence[bool],
+    window: Window,
+    groups: int,
+) -> list[Tensor]:
+    """Return the derivatives of F that are wanted by PyTorch: the reference of the kernels."""
+    values, kernel, weight, outputs = given
+    (_, channels, *_), _, (out_channels, *_), _ = shapes
+    like = _like(values, outputs)
+    padded = (*shapes[0][:2], *window.padded_sizes)
     of: list[Any] = [
-        like.new_zeros(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
+        like.new_zeros(shape) if want else None
+        for shape, want in zip((padded, *shapes[1:]), wanted, strict=True)
     ]
     of_values, of_kernel, of_weight, of_outputs = of
     mixed = (weight is not None and weight.numel() > 0) or of_weight is not None
@@ -138,6 +158,12 @@ def _product(unfolded: Tensor, kernel: Tensor) -> Tensor:
     return torch.mul(unfolded, kernel, out=kernel.new_empty(unfolded.shape))
 
 
+def _like(values: Tensor | None, outputs: Tensor | None) -> Tensor:
+    """Return either, whichever is given."""
+    like: Any = outputs if values is None else values
+    return like
+
+
 def _channels(values: Any, weight: Any, outputs: Any, groups: int) -> tuple[int, int]:
     """Return C and C', of which each argument knows some."""
     mixed = weight is not None and weight.numel() > 0
@@ -152,7 +178,7 @@ def _channels(values: Any, weight: Any, outputs: Any, groups: int) -> tuple[int,
 
 def _shapes(values: Any, weight: Any, outputs: Any, window: Window, groups: int) -> list[tuple[int, ...]]:
     """Return the shapes of x, K, W and g."""
-    batch = len(outputs if values is None else values)
+    batch = len(_like(values, outputs))
     channels, out_channels = _channels(values, weight, outputs, groups)
     return [
         (batch, channels, *window.sizes),

@@ -1,0 +1,104 @@
+"""The operations on windows by the compiled kernels: what `by_tiles` of each computes, in one pass.
+
+Kernels take three axes, and no stride along the last of them: each row of the grid is cut into as many rows as
+the stride, of the pixels with the same remainder, so that what a tap meets along a row lies side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hdcrf.pac.window import Window
+from voxel.backend import kernels, plain
+from voxel.memory import new_large
+
+__all__ = ["difference_sums", "distances", "products"]
+
+
+def products(
+    given: Sequence[Tensor | None],
+    shapes: Sequence[tuple[int, ...]],
+    wanted: Sequence[bool],
+    window: Window,
+    groups: int,
+) -> list[Tensor]:
+    """Return the derivatives of F that are wanted.
+
+    Args:
+        given: x, K, W and g, or None.
+        shapes: Of all four.
+        wanted: The derivatives with respect to which of them.
+        window: Of them.
+        groups: As in `torch.nn.Conv2d`.
+    """
+    x, k, w, g = (None if argument is None else plain(argument) for argument in given)
+    like: Any = g if x is None else x
+    of_x, of_k, of_w, of_g = (
+        new_large(like, shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
+    )
+    x = None if x is None else _cut(x, window)
+    cut = None if of_x is None else _cut_like(of_x, window)
+    threads = torch.get_num_threads()
+    kernels().window_products(x, k, g, cut, of_k, of_g, _numbers(window), threads)
+    of_x = None if cut is None else _joined(cut, window)
+    return [result for result in (of_x, of_k, of_w, of_g) if result is not None]
+
+
+def distances(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
+    """Return P(f, c; f, c) of `feature_differences`, (B, T, *O)."""
+    result = new_large(features, (len(features), window.taps, *window.outputs))
+    f, threads = _cut(plain(features), window), torch.get_num_threads()
+    kernels().window_distances(f, plain(centres), absolute, result, _numbers(window), threads)
+    return result
+
+
+def difference_sums(
+    features: Tensor, centres: Tensor, factors: Tensor, window: Window, absolute: bool
+) -> list[Tensor]:
+    """Return the two parts of Q(f, c; a) of `feature_differences`, (B, d, *S) and (B, d, *O)."""
+    f, c, a = _cut(plain(features), window), plain(centres), plain(factors)
+    of_features, of_centres = new_large(f, f.shape), new_large(c, c.shape)
+    threads = torch.get_num_threads()
+    kernels().window_difference_sums(f, c, a, absolute, of_features, of_centres, _numbers(window), threads)
+    return [_joined(of_features, window), of_centres]
+
+
+def _numbers(window: Window) -> Tensor:
+    """Return `Window.numbers` with axes of one pixel in front, so that there are three."""
+    alone = Window((1,), (1,), (1,), (0,), (1,), (1,))
+    more = 3 - window.axes
+    parts = zip(alone.numbers(), _parts(window), strict=True)
+    return torch.tensor([n for one, part in parts for n in [one] * more + part])
+
+
+def _parts(window: Window) -> list[list[int]]:
+    numbers, axes = window.numbers(), window.axes
+    return [numbers[first : first + axes] for first in range(0, len(numbers), axes)]
+
+
+def _cut(grid: Tensor, window: Window) -> Tensor:
+    """Return (…, S) as (…, s, ⌈S / s⌉), with zeros beyond the end, for the stride s along the last axis."""
+    stride = window.stride[-1]
+    if stride == 1:
+        return grid
+    whole = functional.pad(grid, (0, -grid.shape[-1] % stride))
+    return whole.unflatten(-1, (-1, stride)).mT.contiguous()
+
+
+def _cut_like(grid: Tensor, window: Window) -> Tensor:
+    """Return a tensor for what `_cut` would make of a grid."""
+    stride = window.stride[-1]
+    columns = -(-grid.shape[-1] // stride)
+    return grid if stride == 1 else new_large(grid, (*grid.shape[:-1], stride, columns))
+
+
+def _joined(cut: Tensor, window: Window) -> Tensor:
+    """Do the opposite of `_cut`."""
+    if window.stride[-1] == 1:
+        return cut
+    return cut.mT.flatten(-2)[..., : window.sizes[-1]].contiguous()
