@@ -102,12 +102,6 @@ def adapting_kernel(
         )
     over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation)
     c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
-    distances = window_distances(guide, c, over, kind == "laplacian")
-    if kind == "detail_preserving":
-        kernel = alpha + (distances + epsilon**2) ** exponent
-    else:
-        kernel = torch.exp(-distances if kind == "laplacian" else -0.5 * distances)
-    kernel = kernel.view(len(guide), *over.kernel_size, *over.outputs)
     counted = over.inside(guide.device)
     if mask is not None:
         sizes = over.outputs if transposed else over.sizes
@@ -116,7 +110,14 @@ def adapting_kernel(
             counted = counted & mask.view(len(guide), *[1] * over.axes, *sizes)
         else:
             counted = over.unfold(over.pad(mask))[:, 0]
-    kernel = torch.where(counted, kernel, 0)
+    distances = window_distances(guide, c, over, kind == "laplacian")
+    distances = distances.view(len(guide), *over.kernel_size, *over.outputs)
+    if kind == "detail_preserving":
+        kernel = torch.where(counted, alpha + (distances + epsilon**2) ** exponent, 0)
+    else:
+        # In place, as there are many: what does not count is infinitely far away.
+        distances = distances.masked_fill_(~counted, torch.inf)
+        kernel = distances.mul_(-1 if kind == "laplacian" else -0.5).exp_()
     if window is not None:
         kernel = kernel * _checked_window(window, guide, over, normalize).view(
             *over.kernel_size, *[1] * over.axes

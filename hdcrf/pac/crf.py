@@ -184,7 +184,7 @@ class PacCRF(nn.Module):
             TypeError, ValueError: As `forward`.
         """
         given = logits
-        logits = working_precision(logits)
+        logits = working_precision(logits).contiguous()  # one layout in memory for all that is added up
         guide = self._checked(logits, guide)
         check_progress(progress)
         windows = self._windows(_averaged(guide, self.blur)) if self.iterations else []
@@ -236,11 +236,11 @@ class PacCRF(nn.Module):
     def _cost(self, marginals: Tensor, windows: Sequence[_Window]) -> Tensor:
         """Return what each label costs each pixel, given the marginals of the others: (B, K, H, W)."""
         coarse = _averaged(marginals, self.blur)
-        cost = torch.zeros_like(coarse)
-        for window in windows:
+        cost = windows[0].message(coarse)
+        for window in windows[1:]:
             cost = cost + window.message(coarse)
         if self.compatibility is not None:
-            cost = torch.einsum("ab,nbhw->nahw", self.compatibility.matrix().to(cost), cost)
+            cost = (self.compatibility.matrix().to(cost) @ cost.flatten(2)).view(cost.shape)
         return _enlarged(cost, self.blur, marginals.shape[2:])
 
     def extra_repr(self) -> str:
