@@ -18,6 +18,7 @@
 #include "simplex_projection.hpp"
 #include "sparse_product.hpp"
 #include "splat_blur_slice.hpp"
+#include "window_products.hpp"
 #include "window_sums.hpp"
 
 namespace nb = nanobind;
@@ -206,28 +207,39 @@ void define_products(nb::module_& module) {
 
 template <typename T>
 void window_products(
-    std::optional<Array<T>> values, std::optional<Array<T>> kernel, std::optional<Array<T>> outputs,
-    std::optional<Output<T>> of_values, std::optional<Output<T>> of_kernel, std::optional<Output<T>> of_outputs,
-    Array<int64_t> numbers, int threads
+    std::optional<Array<T>> values, std::optional<Array<T>> kernel, std::optional<Array<T>> weight,
+    std::optional<Array<T>> outputs, std::optional<Output<T>> of_values, std::optional<Output<T>> of_kernel,
+    std::optional<Output<T>> of_weight, std::optional<Output<T>> of_outputs, Array<int64_t> numbers, int groups,
+    int threads
 ) {
     const Window window(numbers.data());
     const auto size = [](const auto& given, const auto& wanted, size_t axis) {
         return int64_t(given ? given->shape(axis) : wanted->shape(axis));
     };
+    const auto written = [](const auto& wanted) { return wanted ? wanted->data() : nullptr; };
     const int64_t batch = size(values, of_values, 0), channels = size(values, of_values, 1);
-    const T *x = pointer(values), *k = pointer(kernel), *g = pointer(outputs);
+    const T *x = pointer(values), *k = pointer(kernel), *w = pointer(weight), *g = pointer(outputs);
+    T *const of_x = written(of_values), *const of_k = written(of_kernel), *const of_g = written(of_outputs);
     const nb::gil_scoped_release released;
-    if (of_outputs) TapSums<T, false, OfProduct>{window, batch, channels, k, x, {}}.run(of_outputs->data(), threads);
-    if (of_values) TapSums<T, true, OfProduct>{window, batch, channels, k, g, {}}.run(of_values->data(), threads);
-    if (of_kernel) ChannelSums<T, OfBoth>{window, batch, channels, x, g}.run(of_kernel->data(), threads);
+    if (weight || of_weight) {
+        const WindowProducts<T> products{window, batch, channels, size(outputs, of_outputs, 1), groups, x, k, w, g};
+        if (of_g) products.convolve(of_g, threads);
+        if (of_x || of_k) products.spread(of_x, of_k, threads);
+        if (of_weight) products.weight_gradient(of_weight->data(), threads);
+    } else {
+        if (of_g) TapSums<T, false, OfProduct>{window, batch, channels, k, x, {}}.run(of_g, threads);
+        if (of_x) TapSums<T, true, OfProduct>{window, batch, channels, k, g, {}}.run(of_x, threads);
+        if (of_k) ChannelSums<T, OfBoth>{window, batch, channels, x, g}.run(of_k, threads);
+    }
 }
 
 template <typename T>
 void define_window(nb::module_& module) {
     module.def(
         "window_products", &window_products<T>, nb::arg("values").none(), nb::arg("kernel").none(),
-        nb::arg("outputs").none(), nb::arg("of_values").noconvert().none(), nb::arg("of_kernel").noconvert().none(),
-        nb::arg("of_outputs").noconvert().none(), nb::arg("window"), nb::arg("threads")
+        nb::arg("weight").none(), nb::arg("outputs").none(), nb::arg("of_values").noconvert().none(),
+        nb::arg("of_kernel").noconvert().none(), nb::arg("of_weight").noconvert().none(),
+        nb::arg("of_outputs").noconvert().none(), nb::arg("window"), nb::arg("groups"), nb::arg("threads")
     );
     module.def(
         "window_distances",

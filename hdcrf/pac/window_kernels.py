@@ -1,7 +1,7 @@
 """The operations on windows by the compiled kernels: what `by_tiles` of each computes, in one pass.
 
-Kernels take three axes, and no stride along the last of them: each row of the grid is cut into as many rows as
-the stride, of the pixels with the same remainder, so that what a tap meets along a row lies side by side.
+Kernels take three axes, and no stride along the last of them: each row of the grid is cut into as many rows
+as the stride, of the pixels with the same remainder, so that what a tap meets along a row lies side by side.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def products(
     x = None if x is None else _cut(x, window)
     cut = None if of_x is None else _cut_like(of_x, window)
     threads = torch.get_num_threads()
-    kernels().window_products(x, k, g, cut, of_k, of_g, _numbers(window), threads)
+    if w is not None and w.numel() == 0:
+        w = None
+    kernels().window_products(x, k, w, g, cut, of_k, of_w, of_g, _numbers(window), groups, threads)
     of_x = None if cut is None else _joined(cut, window)
     return [result for result in (of_x, of_k, of_w, of_g) if result is not None]
 
@@ -87,7 +89,7 @@ def _cut(grid: Tensor, window: Window) -> Tensor:
     if stride == 1:
         return grid
     whole = functional.pad(grid, (0, -grid.shape[-1] % stride))
-    return whole.unflatten(-1, (-1, stride)).mT.contiguous()
+    return whole.view(*grid.shape[:-1], -1, stride).mT.contiguous()
 
 
 def _cut_like(grid: Tensor, window: Window) -> Tensor:

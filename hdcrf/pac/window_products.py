@@ -94,8 +94,7 @@ def _window_products(
     window = Window.of_numbers(numbers)
     given = (values, kernel, weight, outputs)
     shapes = _shapes(values, weight, outputs, window, groups)
-    mixed = wanted[2] or (weight is not None and weight.numel() > 0)
-    native = uses_native("auto", _like(values, outputs)) and not mixed
+    native = uses_native("auto", _like(values, outputs))
     compute = window_kernels.products if native else products_by_tiles
     return compute(given, shapes, wanted, window, groups)
 
@@ -158,9 +157,9 @@ def _product(unfolded: Tensor, kernel: Tensor) -> Tensor:
     return torch.mul(unfolded, kernel, out=kernel.new_empty(unfolded.shape))
 
 
-def _like(values: Tensor | None, outputs: Tensor | None) -> Tensor:
-    """Return either, whichever is given."""
-    like: Any = outputs if values is None else values
+def _like(values: Any, outputs: Any) -> Tensor:
+    """Return either, of which one is given."""
+    like: Tensor = outputs if values is None else values
     return like
 
 
