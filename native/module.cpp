@@ -243,17 +243,18 @@ void define_window(nb::module_& module) {
     );
     module.def(
         "window_distances",
-        [](Array<T> features, Array<T> centres, bool absolute, Output<T> out, Array<int64_t> numbers, int threads) {
+        [](Array<T> features, Array<T> centres, bool absolute, T scale, Output<T> out, Array<int64_t> numbers,
+           int threads) {
             const Window window(numbers.data());
             const int64_t batch = int64_t(features.shape(0)), channels = int64_t(features.shape(1));
             const T *f = features.data(), *c = centres.data();
             if (absolute)
-                ChannelSums<T, OfMagnitude>{window, batch, channels, f, c}.run(out.data(), threads);
+                ChannelSums<T, OfMagnitude>{window, batch, channels, f, c, scale}.run(out.data(), threads);
             else
-                ChannelSums<T, OfSquare>{window, batch, channels, f, c}.run(out.data(), threads);
+                ChannelSums<T, OfSquare>{window, batch, channels, f, c, scale}.run(out.data(), threads);
         },
-        nb::arg("features"), nb::arg("centres"), nb::arg("absolute"), nb::arg("out").noconvert(), nb::arg("window"),
-        nb::arg("threads"), Released()
+        nb::arg("features"), nb::arg("centres"), nb::arg("absolute"), nb::arg("scale"), nb::arg("out").noconvert(),
+        nb::arg("window"), nb::arg("threads"), Released()
     );
     module.def(
         "window_difference_sums",

@@ -174,7 +174,7 @@ struct OfMagnitude {
     }
 };
 
-// out(t, j) = Σ_c add(x_c(i(j, t)), own_c(j)), and 0 where a tap meets nothing.
+// out(t, j) = Σ_c add(x_c(i(j, t)), own_c(j)), or e^(scale · that) if there is a scale; and 0 where a tap meets nothing.
 //
 // Each row of places is worked out alone: threads do not change a bit.
 template <typename T, typename Term>
@@ -187,6 +187,7 @@ public:
     int64_t batch, channels;
     const T* grid;    // (batch, channels, pixels)
     const T* places;  // (batch, channels, places)
+    T scale = 0;
 
     void run(T* out, int threads) const {
         const int64_t rows = window.place_rows();
@@ -223,7 +224,17 @@ private:
                             );
                     });
             }
+            if (scale != 0) exponentials(space.totals.data(), number * chunk);
             write(space, number, n, count, to + n);
+        }
+    }
+
+    // totals = e^(scale · totals), zero rather than subnormal.
+    void exponentials(T* totals, int64_t count) const {
+        const Vector<T> factor = broadcast(scale), lowest = broadcast(T(lanes<T> == 8 ? -87 : -708)), zero{};
+        for (int64_t i = 0; i < count; i += L) {
+            const Vector<T> x = load(totals + i) * factor;
+            store(totals + i, x > lowest ? exponential(x) : x <= lowest ? zero : x);  // NaN stays
         }
     }
 

@@ -334,6 +334,27 @@ def test_centres_of_ones_own(device):
     close(kernel, expected)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "laplacian"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_similarities_are_never_subnormal(device, kind, dtype):
+    lowest = 87 if dtype == torch.float32 else 708
+    distances = torch.tensor([lowest - 1.0, lowest + 1.0, 1e4, torch.inf], dtype=dtype, device=device)
+    guide = torch.zeros(1, 1, 5, dtype=dtype, device=device)
+    guide[0, 0, 1:] = distances if kind == "laplacian" else (2 * distances).sqrt()
+    kernel = adapting_kernel(guide, 9, padding=4, kind=kind)[0, 4:, 0]
+    assert float(kernel[0]) == 1
+    assert float(kernel[1]) == pytest.approx(math.exp(1 - lowest), rel=1e-4)
+    assert bool((kernel[2:] == 0).all())
+
+
+def test_a_guide_that_is_no_number_shows(device):
+    guide = torch.zeros(1, 2, 4, 4, device=device)
+    guide[0, 1, 0, 0] = torch.nan
+    kernel = adapting_kernel(guide, 3, padding=1)
+    assert bool(torch.isnan(kernel[0, 1, 1, 0, 0]))
+    assert not bool(torch.isnan(kernel[0, :, :, 2:, 2:]).any())
+
+
 def test_close_features_keep_their_distance(device):
     # 1e6 and 1e6 + 1 are 16 steps of float32 apart: their squares could not tell them apart.
     guide = torch.full((1, 1, 1, 2), 1e6, device=device)
@@ -457,7 +478,8 @@ def test_opcheck_of_differences(absolute):
 
     f, c, u, v = drawn(2, 3, 5, 4), drawn(2, 3, 3, 2), drawn(2, 3, 5, 4), drawn(2, 3, 3, 2)
     numbers = window.numbers()
-    torch.library.opcheck(distances, (f, c, numbers, absolute))
+    for exponential in (False, True):
+        torch.library.opcheck(distances, (f, c, numbers, absolute, exponential))
     torch.library.opcheck(difference_products, (f, c, u, v, numbers, absolute))
     torch.library.opcheck(difference_sums, (f, c, drawn(2, 9, 3, 2), numbers, absolute))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hdcrf.layer_inputs import number_parameter
-from hdcrf.pac.feature_differences import window_distances
+from hdcrf.pac.feature_differences import window_distances, window_similarities
 from hdcrf.pac.window import Window
 from hdcrf.pac.window_products import products
 from voxel.checks import (
@@ -102,22 +102,20 @@ def adapting_kernel(
         )
     over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation)
     c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
-    counted = over.inside(guide.device)
+    shape = (len(guide), *over.kernel_size, *over.outputs)
+    if kind == "detail_preserving":
+        distances = window_distances(guide, c, over, absolute=False).view(shape)
+        kernel = torch.where(over.inside(guide.device), alpha + (distances + epsilon**2) ** exponent, 0)
+    else:
+        kernel = window_similarities(guide, c, over, absolute=kind == "laplacian").view(shape)
     if mask is not None:
         sizes = over.outputs if transposed else over.sizes
         check_mask(mask, guide, "guide", sizes)
         if transposed:
-            counted = counted & mask.view(len(guide), *[1] * over.axes, *sizes)
+            counted = mask.view(len(guide), *[1] * over.axes, *sizes)
         else:
             counted = over.unfold(over.pad(mask))[:, 0]
-    distances = window_distances(guide, c, over, kind == "laplacian")
-    distances = distances.view(len(guide), *over.kernel_size, *over.outputs)
-    if kind == "detail_preserving":
-        kernel = torch.where(counted, alpha + (distances + epsilon**2) ** exponent, 0)
-    else:
-        # In place, as there are many: what does not count is infinitely far away.
-        distances = distances.masked_fill_(~counted, torch.inf)
-        kernel = distances.mul_(-1 if kind == "laplacian" else -0.5).exp_()
+        kernel = torch.where(counted, kernel, 0)
     if window is not None:
         kernel = kernel * _checked_window(window, guide, over, normalize).view(
             *over.kernel_size, *[1] * over.axes

@@ -27,7 +27,10 @@ from hdcrf.pac.window import Window
 from voxel.backend import uses_native
 from voxel.precision import full_precision
 
-__all__ = ["window_distances"]
+__all__ = ["window_distances", "window_similarities"]
+
+# Exponents down to which exponentials are numbers of full precision.
+_LOWEST = {torch.float32: -87, torch.float64: -708}
 
 
 def window_distances(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
@@ -41,11 +44,24 @@ def window_distances(features: Tensor, centres: Tensor, window: Window, absolute
 
     Differentiable any number of times, with 0 for the derivative of |d| at 0.
     """
+    return _called(features, centres, window, absolute, False)
+
+
+def window_similarities(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
+    """Return exp(-½ Σ d²), or exp(-Σ |d|) if `absolute`: (B, T, *O).
+
+    Arguments as `window_distances`. Beyond the grid the similarity is 0, and so are subnormal numbers, with
+    which a processor computes many times slower.
+    """
+    return _called(features, centres, window, absolute, True)
+
+
+def _called(features: Tensor, centres: Tensor, window: Window, absolute: bool, exponential: bool) -> Tensor:
     recording = torch.is_grad_enabled() and (features.requires_grad or centres.requires_grad)
     # Without autograd what is behind the operation is called directly: to dispatch takes longer than small
     # sums.
     call = distances if recording or torch.compiler.is_compiling() else _distances
-    result: Tensor = call(features, centres, window.numbers(), absolute)
+    result: Tensor = call(features, centres, window.numbers(), absolute, exponential)
     return result
 
 
@@ -55,21 +71,26 @@ def distances(
     centres: Tensor,  # c, (B, d, *O)
     window: Sequence[int],  # `Window.numbers`
     absolute: bool,  # whether φ is the sign
+    exponential: bool,  # whether similarities are wanted
 ) -> Tensor:
-    """Return P(f, c; f, c), (B, T, *O)."""
-    return _distances(features, centres, window, absolute)
+    """Return P(f, c; f, c), or the exponential of -½ or -1 times that, (B, T, *O)."""
+    return _distances(features, centres, window, absolute, exponential)
 
 
 # The kernels of an operation run with autocast as it stands outside: they must switch it off themselves.
 @full_precision
-def _distances(features: Tensor, centres: Tensor, numbers: Sequence[int], absolute: bool) -> Tensor:
+def _distances(
+    features: Tensor, centres: Tensor, numbers: Sequence[int], absolute: bool, exponential: bool
+) -> Tensor:
     window = Window.of_numbers(numbers)
     compute = window_kernels.distances if uses_native("auto", features) else distances_by_tiles
-    return compute(features, centres, window, absolute)
+    return compute(features, centres, window, absolute, exponential)
 
 
-def distances_by_tiles(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
-    """Return P(f, c; f, c) by PyTorch: the reference of the kernel."""
+def distances_by_tiles(
+    features: Tensor, centres: Tensor, window: Window, absolute: bool, exponential: bool
+) -> Tensor:
+    """Return what `distances` does by PyTorch: the reference of the kernel."""
     result = features.new_empty((len(features), window.taps, *window.outputs))
     f = window.unfold(window.pad(features))
     inside = window.inside(features.device)
@@ -77,6 +98,9 @@ def distances_by_tiles(features: Tensor, centres: Tensor, window: Window, absolu
         at: Any = (item, ..., *rows)
         d = f[at] - window.spread(centres[at])
         total = (d.abs_() if absolute else d.square_()).sum(0)
+        if exponential:
+            total *= -1 if absolute else -0.5
+            total = torch.where(total <= _LOWEST[total.dtype], 0, total.exp_())
         result[at] = (total * inside[(..., *rows)]).flatten(0, window.axes - 1)
     return result
 
@@ -160,7 +184,7 @@ def difference_sums_by_tiles(
 
 
 @distances.register_fake
-def _(features, centres, window, absolute):  # type: ignore[no-untyped-def]
+def _(features, centres, window, absolute, exponential):  # type: ignore[no-untyped-def]
     over = Window.of_numbers(window)
     return features.new_empty((len(features), over.taps, *over.outputs))
 
@@ -177,13 +201,17 @@ def _(features, centres, factors, window, absolute):  # type: ignore[no-untyped-
 
 
 def _save_distances(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    features, centres, ctx.window, ctx.absolute = inputs
-    ctx.save_for_backward(features, centres)
+    features, centres, ctx.window, ctx.absolute, exponential = inputs
+    ctx.save_for_backward(features, centres, *([output] if exponential else []))
 
 
 def _distances_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
-    factors = cotangent if ctx.absolute else 2 * cotangent
-    return *difference_sums(*ctx.saved_tensors, factors, ctx.window, ctx.absolute), None, None
+    features, centres, *similarities = ctx.saved_tensors
+    if similarities:  # -½ Σ d² and -Σ |d| have the derivatives -d and -sign(d)
+        factors = -cotangent * similarities[0]
+    else:
+        factors = cotangent if ctx.absolute else 2 * cotangent
+    return *difference_sums(features, centres, factors, ctx.window, ctx.absolute), None, None, None
 
 
 def _save_products(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

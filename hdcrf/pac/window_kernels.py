@@ -51,11 +51,12 @@ def products(
     return [result for result in (of_x, of_k, of_w, of_g) if result is not None]
 
 
-def distances(features: Tensor, centres: Tensor, window: Window, absolute: bool) -> Tensor:
-    """Return P(f, c; f, c) of `feature_differences`, (B, T, *O)."""
+def distances(features: Tensor, centres: Tensor, window: Window, absolute: bool, exponential: bool) -> Tensor:
+    """Return what `feature_differences.distances` does, (B, T, *O)."""
     result = new_large(features, (len(features), window.taps, *window.outputs))
     f, threads = _cut(plain(features), window), torch.get_num_threads()
-    kernels().window_distances(f, plain(centres), absolute, result, _numbers(window), threads)
+    scale = (-1.0 if absolute else -0.5) if exponential else 0.0
+    kernels().window_distances(f, plain(centres), absolute, scale, result, _numbers(window), threads)
     return result
 
 
