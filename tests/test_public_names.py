@@ -156,6 +156,15 @@ SIGNATURES = {
     hdcrf.pac.PacPool2d: """kernel_size stride=None padding=0 dilation=1 kernel='gaussian'
         normalize=False""",
     hdcrf.pac.PacPool2d.forward: "self values guide mask=None",
+    hdcrf.PacCRF: """num_labels channels=3 dilations=(16, 64) kernel_size=5 iterations=5 weight=4.0
+        window_sigma=None sigma_rgb=13.0 compatibility='loose' blur=1 learn=('filters', 'compatibility',
+        'bandwidths') output='marginals'""",
+    hdcrf.PacCRF.forward: "self logits guide",
+    hdcrf.PacCRF.infer: "self logits guide progress=None",
+    hdcrf.pac.JointUpsampler: "factor channels=1 guide_channels=3 variant='standard'",
+    hdcrf.pac.JointUpsampler.forward: "self values guide",
+    hdcrf.pac.joint_bilateral_upsample: """values guide factor radius=2 sigma=0.5 sigma_guide=25.0
+        offset=None""",
     hdcrf.pac.swap_in_pac: "model swaps guide_scale=0.0001 kernel='gaussian'",
     lattice.PermutohedralConv: """in_channels out_channels dimension neighbourhood=1 groups=1
         bias=True initial='uniform'""",

@@ -207,10 +207,9 @@ def _save_distances(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 
 def _distances_backward(ctx, cotangent):  # type: ignore[no-untyped-def]
     features, centres, *similarities = ctx.saved_tensors
+    factors = cotangent if ctx.absolute else 2 * cotangent
     if similarities:  # -½ Σ d² and -Σ |d| have the derivatives -d and -sign(d)
         factors = -cotangent * similarities[0]
-    else:
-        factors = cotangent if ctx.absolute else 2 * cotangent
     return *difference_sums(features, centres, factors, ctx.window, ctx.absolute), None, None, None
 
 
