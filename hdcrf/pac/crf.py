@@ -162,11 +162,11 @@ class PacCRF(nn.Module):
             ValueError: If shapes or devices do not match, an entry is not finite, or the numbers leave the
                 range of their dtype.
         """
-        result = self.infer(logits, guide)
+        updated = self._updated(logits, guide, None)
         logarithms = check_choice("output", self.output, _OUTPUTS) == "logits"
-        return result.logits if logarithms and result.logits is not None else result.marginals
+        result = torch.log_softmax(updated, 1) if logarithms else torch.softmax(updated, 1)
+        return result.to(logits.dtype)
 
-    @full_precision
     def infer(
         self, logits: Tensor, guide: Tensor, *, progress: Callable[[int], object] | None = None
     ) -> MeanFieldResult:
@@ -183,24 +183,27 @@ class PacCRF(nn.Module):
         Raises:
             TypeError, ValueError: As `forward`.
         """
-        given = logits
+        check_progress(progress)
+        updated = self._updated(logits, guide, progress)
+        marginals, logarithms = torch.softmax(updated, 1), torch.log_softmax(updated, 1)
+        return MeanFieldResult(marginals.to(logits.dtype), logarithms.to(logits.dtype), self.iterations)
+
+    @full_precision
+    def _updated(self, logits: Tensor, guide: Tensor, progress: Callable[[int], object] | None) -> Tensor:
+        """Return the logits of the marginals, up to a constant for each pixel, after all iterations."""
         logits = working_precision(logits).contiguous()  # one layout in memory for all that is added up
         guide = self._checked(logits, guide)
-        check_progress(progress)
         windows = self._windows(_averaged(guide, self.blur)) if self.iterations else []
         updated = logits
         for iteration in range(self.iterations):
             updated = logits - self._cost(torch.softmax(updated, 1), windows)
             if progress is not None:
                 progress(iteration + 1)
-        # NaN stays NaN: to look at the end is enough.
-        if not bool(torch.isfinite(updated.detach()).all()):
+        # NaN stays NaN: to look at the end is enough. Finite numbers may have a sum that is not.
+        found = updated.detach()
+        if not bool(torch.isfinite(found.sum())) and not bool(torch.isfinite(found).all()):
             raise out_of_range(logits, self.iterations)
-        return MeanFieldResult(
-            torch.softmax(updated, 1).to(given.dtype),
-            torch.log_softmax(updated, 1).to(given.dtype),
-            self.iterations,
-        )
+        return updated
 
     def _checked(self, logits: Tensor, guide: Tensor) -> Tensor:
         """Validate inputs and parameters, and return the guide in the logits' dtype."""
