@@ -236,6 +236,20 @@ void window_products(
 template <typename T>
 void define_window(nb::module_& module) {
     module.def(
+        "cut_rows",
+        [](Array<T> whole, int64_t size, int64_t stride, Output<T> cut, int threads) {
+            cut_rows(whole.data(), int64_t(whole.size()) / size, size, stride, cut.data(), threads);
+        },
+        nb::arg("whole"), nb::arg("size"), nb::arg("stride"), nb::arg("cut").noconvert(), nb::arg("threads"), Released()
+    );
+    module.def(
+        "join_rows",
+        [](Array<T> cut, int64_t size, int64_t stride, Output<T> whole, int threads) {
+            join_rows(cut.data(), int64_t(whole.size()) / size, size, stride, whole.data(), threads);
+        },
+        nb::arg("cut"), nb::arg("size"), nb::arg("stride"), nb::arg("whole").noconvert(), nb::arg("threads"), Released()
+    );
+    module.def(
         "window_products", &window_products<T>, nb::arg("values").none(), nb::arg("kernel").none(),
         nb::arg("weight").none(), nb::arg("outputs").none(), nb::arg("of_values").noconvert().none(),
         nb::arg("of_kernel").noconvert().none(), nb::arg("of_weight").noconvert().none(),

@@ -149,6 +149,37 @@ struct Span {
     }
 };
 
+// Each row of `size` entries cut into `stride` rows, of the entries with the same remainder, with zeros beyond the end.
+template <typename T>
+void cut_rows(const T* whole, int64_t rows, int64_t size, int64_t stride, T* cut, int threads) {
+    const int64_t columns = (size + stride - 1) / stride;
+    parallel(useful_threads(threads, rows * size), [=](Team& team, int thread) {
+        const Range range = share(rows, thread, team.threads);
+        for (int64_t row = range.begin; row < range.end; row++)
+            for (int64_t remainder = 0; remainder < stride; remainder++) {
+                T* const to = cut + (row * stride + remainder) * columns;
+                const int64_t some = (size - remainder + stride - 1) / stride;
+                for (int64_t i = 0; i < some; i++) to[i] = whole[row * size + i * stride + remainder];
+                std::fill(to + some, to + columns, T(0));
+            }
+    });
+}
+
+// The opposite.
+template <typename T>
+void join_rows(const T* cut, int64_t rows, int64_t size, int64_t stride, T* whole, int threads) {
+    const int64_t columns = (size + stride - 1) / stride;
+    parallel(useful_threads(threads, rows * size), [=](Team& team, int thread) {
+        const Range range = share(rows, thread, team.threads);
+        for (int64_t row = range.begin; row < range.end; row++)
+            for (int64_t remainder = 0; remainder < stride; remainder++) {
+                const T* const from = cut + (row * stride + remainder) * columns;
+                const int64_t some = (size - remainder + stride - 1) / stride;
+                for (int64_t i = 0; i < some; i++) whole[row * size + i * stride + remainder] = from[i];
+            }
+    });
+}
+
 // Call work with the number as a constant, from 1 to `most`.
 template <int most, typename Work>
 inline void with_constant(int64_t number, const Work& work) {

@@ -323,10 +323,20 @@ private:
         for (int64_t group = 0; group < groups; group++) {
             const T* w = packed + (group * window.taps() + met.tap) * blocks * of_group_out() * block;
             for (int64_t b = 0; b < blocks; b++, w += of_group_out() * block) {
-                Vector<T> tile[block][vectors] = {};
-                multiply<block, vectors>(w, g + group * of_group_out() * length, of_group_out(), tile);
                 const int64_t at = at_values + (group * of_group() + b * block) * plane;
                 const int64_t some = std::min<int64_t>(of_group() - b * block, block);
+                if (whole) {
+                    // Planes of a power of two of bytes share few places of a cache; while the tile is computed, what it
+                    // is used for comes.
+                    for (int64_t r = 0; r < some; r++)
+                        for (int64_t i = 0; i < length + 64 / int64_t(sizeof(T)); i += 64 / int64_t(sizeof(T))) {
+                            const int64_t one = at + r * plane + std::min(i, length - 1);
+                            if (of_kernel) __builtin_prefetch(values + one);
+                            if (of_values) __builtin_prefetch(of_values + one, 1);
+                        }
+                }
+                Vector<T> tile[block][vectors] = {};
+                multiply<block, vectors>(w, g + group * of_group_out() * length, of_group_out(), tile);
                 if (whole && some == block) {
                     if (of_kernel)
                         for (int r = 0; r < block; r++)

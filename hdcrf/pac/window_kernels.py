@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hdcrf.pac.window import Window
 from voxel.backend import kernels, plain
@@ -38,17 +37,18 @@ def products(
     """
     x, k, w, g = (None if argument is None else plain(argument) for argument in given)
     like: Any = g if x is None else x
-    of_x, of_k, of_w, of_g = (
-        new_large(like, shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
-    )
-    x = None if x is None else _cut(x, window)
-    cut = None if of_x is None else _cut_like(of_x, window)
-    threads = torch.get_num_threads()
+    of = [
+        new_large(like, shape) if want else None
+        for shape, want in zip((_cut_shape(shapes[0], window), *shapes[1:]), wanted, strict=True)
+    ]
+    if x is not None:
+        x = _cut(x, window)
     if w is not None and w.numel() == 0:
         w = None
-    kernels().window_products(x, k, w, g, cut, of_k, of_w, of_g, _numbers(window), groups, threads)
-    of_x = None if cut is None else _joined(cut, window)
-    return [result for result in (of_x, of_k, of_w, of_g) if result is not None]
+    kernels().window_products(x, k, w, g, *of, _numbers(window), groups, torch.get_num_threads())
+    if of[0] is not None:
+        of[0] = _joined(of[0], window)
+    return [result for result in of if result is not None]
 
 
 def distances(features: Tensor, centres: Tensor, window: Window, absolute: bool, exponential: bool) -> Tensor:
@@ -86,22 +86,23 @@ def _parts(window: Window) -> list[list[int]]:
 
 def _cut(grid: Tensor, window: Window) -> Tensor:
     """Return (…, S) as (…, s, ⌈S / s⌉), with zeros beyond the end, for the stride s along the last axis."""
-    stride = window.stride[-1]
-    if stride == 1:
+    if window.stride[-1] == 1:
         return grid
-    whole = functional.pad(grid, (0, -grid.shape[-1] % stride))
-    return whole.view(*grid.shape[:-1], -1, stride).mT.contiguous()
+    cut = new_large(grid, _cut_shape(grid.shape, window))
+    kernels().cut_rows(grid, window.sizes[-1], window.stride[-1], cut, torch.get_num_threads())
+    return cut
 
 
-def _cut_like(grid: Tensor, window: Window) -> Tensor:
-    """Return a tensor for what `_cut` would make of a grid."""
-    stride = window.stride[-1]
-    columns = -(-grid.shape[-1] // stride)
-    return grid if stride == 1 else new_large(grid, (*grid.shape[:-1], stride, columns))
+def _cut_shape(shape: Sequence[int], window: Window) -> Sequence[int]:
+    """Return the shape of what `_cut` makes of a grid of this shape."""
+    stride, size = window.stride[-1], window.sizes[-1]
+    return shape if stride == 1 else (*shape[:-1], stride, -(-size // stride))
 
 
 def _joined(cut: Tensor, window: Window) -> Tensor:
     """Do the opposite of `_cut`."""
     if window.stride[-1] == 1:
         return cut
-    return cut.mT.flatten(-2)[..., : window.sizes[-1]].contiguous()
+    grid = new_large(cut, (*cut.shape[:-2], window.sizes[-1]))
+    kernels().join_rows(cut, window.sizes[-1], window.stride[-1], grid, torch.get_num_threads())
+    return grid
