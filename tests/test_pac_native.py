@@ -119,8 +119,12 @@ def test_distances_and_their_derivatives(window, channels, absolute, dtype):
     features = torch.randn(2, channels, *window.sizes, dtype=dtype)
     centres = torch.randn(2, channels, *window.outputs, dtype=dtype)
     factors = torch.randn(2, window.taps, *window.outputs, dtype=dtype)
-    expected = feature_differences.distances_by_tiles(features, centres, window, absolute)
-    assert_close(window_kernels.distances(features, centres, window, absolute), expected, expected)
+    distances = feature_differences.distances_by_tiles(features, centres, window, absolute, False)
+    assert_close(window_kernels.distances(features, centres, window, absolute, False), distances, distances)
+    expected = feature_differences.distances_by_tiles(features, centres, window, absolute, True)
+    similarities = window_kernels.distances(features, centres, window, absolute, True)
+    # The exponential has a relative error of 3e-7 of its own, and turns that of distances to an absolute one.
+    assert_close(similarities, expected, expected * (4 + distances))
     arguments = (window, absolute)
     sums = [
         operation(features, centres, factors, *arguments)
@@ -159,12 +163,12 @@ def test_any_layout(channels, stride, lay_out):
     [results, _] = both([lay_out(tensor) for tensor in given], window, groups, wanted)
     assert all(map(torch.equal, results, expected))
     features, centres, factors = given[0], torch.zeros(2, channels[0], *window.outputs), given[1]
-    for operation, arguments in (
-        (window_kernels.distances, (features, centres)),
-        (window_kernels.difference_sums, (features, centres, factors)),
+    for operation, arguments, options in (
+        (window_kernels.distances, (features, centres), (True, True)),
+        (window_kernels.difference_sums, (features, centres, factors), (True,)),
     ):
-        expected = operation(*arguments, window, True)
-        result = operation(*map(lay_out, arguments), window, True)
+        expected = operation(*arguments, window, *options)
+        result = operation(*map(lay_out, arguments), window, *options)
         assert all(map(torch.equal, result, expected))
 
 
@@ -179,7 +183,7 @@ def test_threads_do_not_change_a_bit(channels, stride, threads):
     def run():
         return [
             *both(given, window, groups, wanted)[0],
-            window_kernels.distances(features, centres, window, False),
+            window_kernels.distances(features, centres, window, False, True),
             *window_kernels.difference_sums(features, centres, factors, window, True),
         ]
 
@@ -214,11 +218,12 @@ def test_distances_use_no_more_than_is_met():
     features[1], centres[1] = torch.nan, torch.nan
     features[0, :, :, -1] = torch.nan
     factors = torch.ones(2, window.taps, *window.outputs)
-    expected = feature_differences.distances_by_tiles(features, centres, window, False)
-    result = window_kernels.distances(features, centres, window, False)
     inside = window.inside(features.device).flatten(0, 1)
-    assert torch.equal(result.isnan(), expected.isnan() & inside)
-    assert (result[:, ~inside] == 0).all()
+    for exponential in (False, True):
+        expected = feature_differences.distances_by_tiles(features, centres, window, False, exponential)
+        result = window_kernels.distances(features, centres, window, False, exponential)
+        assert torch.equal(result.isnan(), expected.isnan() & inside)
+        assert (result[:, ~inside] == 0).all()
     for sums in window_kernels.difference_sums(features, centres, factors, window, False):
         assert sums[1].isnan().all()
         assert sums[0, ..., :-2].isfinite().all()
