@@ -135,7 +135,9 @@ struct Span {
     void copy(int64_t first, Range inside, int64_t step, int runs, T* to) const {
         constexpr int64_t length = vectors * lanes<T>;
         for (int run = 0; run < runs; run++, first += step, to += length) {
-            if (holds(first, length)) {
+            if (inside.begin == 0 && inside.end == length) {
+                for (int v = 0; v < vectors; v++) store(to + v * lanes<T>, load(data + first + v * lanes<T>));
+            } else if (holds(first, length)) {
                 for (int v = 0; v < vectors; v++) {
                     const Integers<T> lane = lane_numbers<T>() + int(v * lanes<T>);
                     const auto in = (lane >= int(inside.begin)) & (lane < int(inside.end));

@@ -210,6 +210,7 @@ private:
     // Some channels at a time, of which what the taps meet stays in the nearest cache.
     void sum_row(int64_t item, int64_t row, Space& space, T* out) const {
         const int64_t number = window.of_places(row, space.met.data());
+        const bool sure = readable(item, space.met.data(), space.met.data() + number, row, 0, {0, channels}, columns());
         T* const to = out + item * window.taps() * window.places() + row * window.place_columns();
         for (int64_t n = 0; n < window.place_columns(); n += chunk) {
             const int64_t count = std::min(window.place_columns() - n, chunk);
@@ -220,7 +221,8 @@ private:
                     with_constant<most_taps>(number - i, [&](auto constant) {
                         for (int64_t run = 0; run < count; run += run_length)
                             sum_run<constant()>(
-                                space.met.data() + i, item, row, n + run, some, space.totals.data() + i * chunk + run
+                                space.met.data() + i, item, row, n + run, some, sure,
+                                space.totals.data() + i * chunk + run
                             );
                     });
             }
@@ -238,24 +240,39 @@ private:
         }
     }
 
-    // Add what some channels contribute to a run of places, for some taps.
+    // Columns of a row of places, up to a whole run.
+    int64_t columns() const { return (window.place_columns() + run_length - 1) / run_length * run_length; }
+
+    // Whether `count` columns from `n` on can be read, in some channels, of what some taps meet and of the places: they
+    // may go beyond a row, but not beyond the arrays.
+    bool readable(
+        int64_t item, const Meeting* met, const Meeting* end, int64_t row, int64_t n, Range of, int64_t count
+    ) const {
+        const Span<T> all_grid{grid, batch * channels * window.pixels()};
+        const Span<T> all_places{places, batch * channels * window.places()};
+        const int64_t first = item * channels + of.begin, more = of.end - of.begin - 1;
+        bool result = all_places.holds(
+            first * window.places() + row * window.place_columns() + n, more * window.places() + count
+        );
+        for (; met < end; met++)
+            result &= all_grid.holds(
+                first * window.pixels() + met->row * window.grid_columns() + met->shift + n,
+                more * window.pixels() + count
+            );
+        return result;
+    }
+
+    // Add what some channels contribute to a run of places, for some taps; `sure` is known to be readable.
     template <int some>
-    void sum_run(const Meeting* met, int64_t item, int64_t row, int64_t n, Range of, T* totals) const {
-        const int64_t count = std::min(window.place_columns() - n, run_length);
+    void sum_run(const Meeting* met, int64_t item, int64_t row, int64_t n, Range of, bool sure, T* totals) const {
         const int64_t step = window.places(), grid_step = window.pixels();
         const int64_t here = (item * channels + of.begin) * step + row * window.place_columns() + n;
-        // Entries beyond a row are read and not used, if they can be read.
-        bool readable = Span<T>{places, batch * channels * step}.holds(here, (of.end - of.begin - 1) * step + run_length);
         int64_t there[some];
-        for (int t = 0; t < some; t++) {
+        for (int t = 0; t < some; t++)
             there[t] = (item * channels + of.begin) * grid_step + met[t].row * window.grid_columns() + met[t].shift + n;
-            readable &= Span<T>{grid, batch * channels * grid_step}.holds(
-                there[t], (of.end - of.begin - 1) * grid_step + run_length
-            );
-        }
-        if (!readable) {
+        if (!sure && !readable(item, met, met + some, row, n, of, run_length)) {
             for (int t = 0; t < some; t++) {
-                const Range inside = met[t].within(n, count);
+                const Range inside = met[t].within(n, std::min(window.place_columns() - n, run_length));
                 for (int64_t c = 0; c < of.end - of.begin; c++)
                     for (int64_t i = inside.begin; i < inside.end; i++) {
                         T& total = totals[t * chunk + i];
