@@ -223,13 +223,19 @@ void window_products(
     const nb::gil_scoped_release released;
     if (weight || of_weight) {
         const WindowProducts<T> products{window, batch, channels, size(outputs, of_outputs, 1), groups, x, k, w, g};
+        if (of_weight) products.weight_gradient(of_weight->data(), threads);
+        if (products.by_channels()) {
+            if (of_g) TapSums<T, false, OfWeightedProduct>{window, batch, channels, k, x, {}, w}.run(of_g, threads);
+            if (of_x) TapSums<T, true, OfWeightedProduct>{window, batch, channels, k, g, {}, w}.run(of_x, threads);
+            if (of_k) ChannelSums<T, OfWeightedBoth>{window, batch, channels, x, g, w}.run(of_k, threads);
+            return;
+        }
         if (of_g) products.convolve(of_g, threads);
         if (of_x || of_k) products.spread(of_x, of_k, threads);
-        if (of_weight) products.weight_gradient(of_weight->data(), threads);
     } else {
-        if (of_g) TapSums<T, false, OfProduct>{window, batch, channels, k, x, {}}.run(of_g, threads);
-        if (of_x) TapSums<T, true, OfProduct>{window, batch, channels, k, g, {}}.run(of_x, threads);
-        if (of_k) ChannelSums<T, OfBoth>{window, batch, channels, x, g}.run(of_k, threads);
+        if (of_g) TapSums<T, false, OfProduct>{window, batch, channels, k, x, {}, {}}.run(of_g, threads);
+        if (of_x) TapSums<T, true, OfProduct>{window, batch, channels, k, g, {}, {}}.run(of_x, threads);
+        if (of_k) ChannelSums<T, OfBoth>{window, batch, channels, x, g, {}}.run(of_k, threads);
     }
 }
 
@@ -263,9 +269,9 @@ void define_window(nb::module_& module) {
             const int64_t batch = int64_t(features.shape(0)), channels = int64_t(features.shape(1));
             const T *f = features.data(), *c = centres.data();
             if (absolute)
-                ChannelSums<T, OfMagnitude>{window, batch, channels, f, c, scale}.run(out.data(), threads);
+                ChannelSums<T, OfMagnitude>{window, batch, channels, f, c, {}, scale}.run(out.data(), threads);
             else
-                ChannelSums<T, OfSquare>{window, batch, channels, f, c, scale}.run(out.data(), threads);
+                ChannelSums<T, OfSquare>{window, batch, channels, f, c, {}, scale}.run(out.data(), threads);
         },
         nb::arg("features"), nb::arg("centres"), nb::arg("absolute"), nb::arg("scale"), nb::arg("out").noconvert(),
         nb::arg("window"), nb::arg("threads"), Released()
@@ -279,8 +285,8 @@ void define_window(nb::module_& module) {
             const T *f = features.data(), *c = centres.data(), *a = factors.data();
             const auto sums = [&](auto term) {
                 using Term = decltype(term);
-                TapSums<T, true, Term>{window, batch, channels, a, c, f}.run(of_features.data(), threads);
-                TapSums<T, false, Term>{window, batch, channels, a, f, c}.run(of_centres.data(), threads);
+                TapSums<T, true, Term>{window, batch, channels, a, c, f, {}}.run(of_features.data(), threads);
+                TapSums<T, false, Term>{window, batch, channels, a, f, c, {}}.run(of_centres.data(), threads);
             };
             absolute ? sums(OfSign()) : sums(OfDifference());
         },

@@ -25,6 +25,9 @@ public:
     const T* weight;   // (out_channels, channels / groups, taps)
     const T* outputs;  // (batch, out_channels, places)
 
+    // Whether each channel is convolved by itself: then W_t are numbers, and sums in window_sums.hpp serve better.
+    bool by_channels() const { return of_group() == 1 && of_group_out() == 1; }
+
     // out = Σ_t K_t W_t x: (W_1 W_2 …) times the rows K_t x_c, by panels of places.
     //
     // Each panel is worked out alone: threads do not change a bit.

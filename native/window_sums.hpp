@@ -10,21 +10,24 @@ namespace hdcrf {
 // What a tap adds to a total, with a factor k, the entry x that it meets, and the entry `own` of the place or pixel that
 // is summed for.
 struct OfProduct {
-    static constexpr bool needs_own = false;
+    static constexpr bool needs_own = false, weighted = false;
     template <typename V>
     static V add(V total, V k, V x, V) {
         return total + k * x;
     }
 };
+struct OfWeightedProduct : OfProduct {  // by a weight of its own for each channel and tap
+    static constexpr bool weighted = true;
+};
 struct OfDifference {
-    static constexpr bool needs_own = true;
+    static constexpr bool needs_own = true, weighted = false;
     template <typename V>
     static V add(V total, V k, V x, V own) {
         return total + k * (own - x);
     }
 };
 struct OfSign {
-    static constexpr bool needs_own = true;
+    static constexpr bool needs_own = true, weighted = false;
     template <typename V>
     static V add(V total, V k, V x, V own) {
         const V zero{};
@@ -46,7 +49,8 @@ public:
     int64_t batch, channels;
     const T* kernel;  // (batch, taps, places)
     const T* from;    // (batch, channels, …), of the other side
-    const T* own;     // (batch, channels, …), as out
+    const T* own;     // (batch, channels, …), as out; if needed
+    const T* weight;  // (channels, taps), to multiply k by; if needed
 
     void run(T* out, int threads) const {
         const int64_t rows = to_grid ? window.grid_rows() : window.place_rows();
@@ -62,7 +66,7 @@ public:
 private:
     // What some columns of a row meet lies at `offset` + column of each channel.
     struct Entries {
-        int64_t offset;
+        int64_t offset, tap;
         Range columns;
     };
     struct Space {
@@ -91,7 +95,7 @@ private:
                 const int64_t at = to_grid ? met.row * window.place_columns() + met.shift : row * columns();
                 every.template copy<4 * vectors>((item * window.taps() + met.tap) * window.places() + at + n, inside, 0,
                                                  1, space.factors.data() + number * chunk);
-                space.some[size_t(number++)] = {met.row * columns_from() + met.shift, met.columns};
+                space.some[size_t(number++)] = {met.row * columns_from() + met.shift, met.tap, met.columns};
             }
             for (int64_t channel = 0; channel < channels;) {
                 const int64_t some = std::min<int64_t>(channels - channel, 4);
@@ -120,11 +124,15 @@ private:
             for (int c = 0; c < some; c++)
                 for (int v = 0; v < vectors; v++) mine[c][v] = load(partly + c * run_length + v * L);
         }
-        const auto add = [&](const T* k, const T* x, int64_t next) __attribute__((always_inline)) {
+        const T* const weights = Term::weighted ? weight + first % channels * window.taps() : nullptr;
+        const auto add = [&](const T* k, int64_t tap, const T* x, int64_t next) __attribute__((always_inline)) {
             for (int v = 0; v < vectors; v++) {
-                const Vector<T> factor = load(k + v * L);
-                for (int c = 0; c < some; c++)
+                const Vector<T> shared = load(k + v * L);
+                for (int c = 0; c < some; c++) {
+                    Vector<T> factor = shared;
+                    if constexpr (Term::weighted) factor *= broadcast(weights[c * window.taps() + tap]);
                     total[c][v] = Term::add(total[c][v], factor, load(x + c * next + v * L), mine[c][v]);
+                }
             }
         };
         // First what is met as a whole: totals stay in registers where nothing is called.
@@ -134,7 +142,7 @@ private:
         bool as_a_whole = true;
         for (const Entries* met = begin; met < end; met++, k += chunk) {
             const bool whole = n >= met->columns.begin && n + run_length <= met->columns.end;
-            if (whole) add(k, from + at + met->offset, step);
+            if (whole) add(k, met->tap, from + at + met->offset, step);
             as_a_whole &= whole;
         }
         k = space.factors.data() + run;
@@ -142,7 +150,7 @@ private:
             const Range inside{std::max(met->columns.begin - n, int64_t(0)), std::min(met->columns.end - n, run_length)};
             if (inside.begin >= inside.end || inside.end - inside.begin == run_length) continue;
             all_from.template copy<vectors>(at + met->offset, inside, step, some, partly);
-            add(k, partly, run_length);
+            add(k, met->tap, partly, run_length);
         }
         T* const to = count < run_length ? partly : out + here;
         const int64_t next = count < run_length ? run_length : plane();
@@ -155,18 +163,24 @@ private:
 
 // What a channel adds to a total, with the entry x that a tap meets and the entry c of the place.
 struct OfBoth {
+    static constexpr bool weighted = false;
     template <typename V>
     static V add(V total, V x, V c) {
         return total + x * c;
     }
 };
+struct OfWeightedBoth : OfBoth {  // by a weight of its own for each channel and tap
+    static constexpr bool weighted = true;
+};
 struct OfSquare {
+    static constexpr bool weighted = false;
     template <typename V>
     static V add(V total, V x, V c) {
         return total + (x - c) * (x - c);
     }
 };
 struct OfMagnitude {
+    static constexpr bool weighted = false;
     template <typename V>
     static V add(V total, V x, V c) {
         const V difference = x - c;
@@ -187,6 +201,7 @@ public:
     int64_t batch, channels;
     const T* grid;    // (batch, channels, pixels)
     const T* places;  // (batch, channels, places)
+    const T* weight;  // (channels, taps), to multiply the places' entries by; if needed
     T scale = 0;
 
     void run(T* out, int threads) const {
@@ -240,6 +255,10 @@ private:
         }
     }
 
+    T weight_of(int64_t channel, const Meeting& met) const {
+        return Term::weighted ? weight[channel * window.taps() + met.tap] : T(1);
+    }
+
     // Columns of a row of places, up to a whole run.
     int64_t columns() const { return (window.place_columns() + run_length - 1) / run_length * run_length; }
 
@@ -276,7 +295,8 @@ private:
                 for (int64_t c = 0; c < of.end - of.begin; c++)
                     for (int64_t i = inside.begin; i < inside.end; i++) {
                         T& total = totals[t * chunk + i];
-                        total = Term::add(total, grid[there[t] + c * grid_step + i], places[here + c * step + i]);
+                        const T mine = places[here + c * step + i] * weight_of(of.begin + c, met[t]);
+                        total = Term::add(total, grid[there[t] + c * grid_step + i], mine);
                     }
             }
             return;
@@ -292,7 +312,10 @@ private:
             Vector<T> mine[vectors];
             for (int v = 0; v < vectors; v++) mine[v] = load(own + v * L);
             for (int t = 0; t < some; t++) {
-                for (int v = 0; v < vectors; v++) total[t][v] = Term::add(total[t][v], load(x[t] + v * L), mine[v]);
+                const Vector<T> factor = broadcast(weight_of(c, met[t]));
+                for (int v = 0; v < vectors; v++)
+                    total[t][v] =
+                        Term::add(total[t][v], load(x[t] + v * L), Term::weighted ? mine[v] * factor : mine[v]);
                 x[t] += grid_step;
             }
         }
