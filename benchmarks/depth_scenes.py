@@ -1,6 +1,6 @@
 """Pictures of made rooms with their exact depth, by ray casting, to train and check joint upsampling on.
 
-A room holds boxes, ellipsoids, poles, slanted panels, discs and fences, which hide one another. Most have
+A room holds boxes, ellipsoids, poles, slanted panels, discs and fences, which hide one another. Half have
 patterns, whose edges are no edges of depth; some have nearly the colour of the wall behind them, so that an
 edge of depth hardly shows. Pictures are shaded by one lamp, smoothed as by a lens, and slightly noisy.
 """
@@ -201,7 +201,7 @@ def paint(random: np.random.Generator, colour: Array, plain: bool = False) -> Ca
         lambda place: 0.5 + 0.5 * np.sin(place @ direction * 2 * np.pi / period),
         lambda place: (np.sin(place @ waves.T + phases).sum(1) > 0).astype(np.float64),
     ]
-    pattern = patterns[0 if plain else random.integers(len(patterns))]
+    pattern = patterns[0 if plain or random.random() < 0.4 else random.integers(len(patterns))]
 
     def painted(place: Array) -> Array:
         share = pattern(place)[:, None]

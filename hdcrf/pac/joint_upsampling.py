@@ -107,6 +107,20 @@ class JointUpsampler(nn.Module):
             for before, after in itertools.pairwise((widths.encoder[-1], *widths.transposed))
         )
         self.decoder = _convolutions(widths.transposed[-1], (*widths.decoder, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights with which each layer keeps the size of what it gets (He et al. 2015); biases are 0.
+
+        Under PyTorch's own weights gradients of the first layers are a thousand times smaller than those of
+        the last, and kernels that hardly differ from 1 learn slowly.
+        """
+        for layer in (*self.encoder, *self.guidance, *self.transposed, *self.decoder):
+            # A pixel of a transposed layer's output gets a value for one tap in four.
+            inputs = layer.in_channels * 25 / (4 if isinstance(layer, PacConvTranspose2d) else 1)
+            gain = 1 if layer is self.decoder[-1] else 2  # of variances; ReLU halves them
+            nn.init.normal_(layer.weight, std=math.sqrt(gain / inputs))
+            nn.init.zeros_(layer.bias)
 
     def forward(self, values: Tensor, guide: Tensor) -> Tensor:
         """Enlarge values.
