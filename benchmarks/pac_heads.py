@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import hdcrf
 from hdcrf.pac import PacCRF, swap_in_pac
@@ -48,7 +48,7 @@ try:
         trained_further,
     )
     from benchmarks.street_frames import Frames, windows
-    from benchmarks.unary_network import NetworkBudget, report, train_on_unseen, trained_networks
+    from benchmarks.unary_network import NetworkBudget, Networks, report, train_on_unseen, trained_networks
 except ModuleNotFoundError:  # run as a script
     import unary_network
     from head_tables import (
@@ -66,7 +66,7 @@ except ModuleNotFoundError:  # run as a script
         trained_further,
     )
     from street_frames import Frames, windows
-    from unary_network import NetworkBudget, report, train_on_unseen, trained_networks
+    from unary_network import NetworkBudget, Networks, report, train_on_unseen, trained_networks
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class HeadBudget:
     pac_weights: Sequence[float] = (4.0, 16.0)
     sigmas_rgb: Sequence[float] = (8.0, 16.0)
     iterations: Sequence[int] = (1, 3, 5, 7)  # of the table of steps
+    paired_steps: Sequence[int] = (24, 96)  # of what swapping adds
+    draws: int = 3
 
 
 QUICK = HeadBudget(
@@ -92,6 +94,8 @@ QUICK = HeadBudget(
     pac_weights=(4.0,),
     sigmas_rgb=(8.0, 16.0),
     iterations=(1, 3),
+    paired_steps=(2,),
+    draws=2,
 )
 
 FULL = "Full-CRF"
@@ -187,6 +191,7 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     rows["PAC network"] = further("PAC network", swapped, None)
     both = f"PAC network, {TABLE_6}, jointly"
     rows[both] = further(both, swapped, heads[TABLE_6])
+    outcome.remarks += [f"{name}, {line}" for line in gains_of_swapping(networks, swapped, frames, budget)]
     outcome.remarks += [f"{name}, {line}" for line in learned(heads)]
     outcome.remarks += [f"{name}, {line}" for line in by_iterations(heads[TABLE_6], frames, logits, budget)]
     times = {model: head_time(head, frames, logits) for model, head in heads.items()}
@@ -209,6 +214,29 @@ def learned(heads: Mapping[str, ScaledHead]) -> list[str]:
         if isinstance(head.crf, PacCRF):
             sigmas = ["/".join(f"{value:.1f}" for value in row) for row in head.crf.sigma_rgb.tolist()]
             lines.append(f"{model}, learned: σ {', '.join(sigmas)}, scale {head.log_scale.exp().item():.3g}")
+    return lines
+
+
+def gains_of_swapping(
+    networks: Networks, swapped: nn.Module, frames: Frames, budget: HeadBudget
+) -> list[str]:
+    """Return lines with what swapping adds where both are trained on the same frames, a few times.
+
+    Which frames are drawn matters more than what is trained; here it is the same.
+    """
+    lines = []
+    for steps in budget.paired_steps:
+        gains = []
+        for draw in range(budget.draws):
+            scores = []
+            for network in (networks.network, swapped):
+                torch.manual_seed(draw)
+                trained = copy.deepcopy(network)
+                row = trained_further(networks, trained, None, frames, steps, budget.frames, f"draw {draw}")
+                scores.append(100 * mean_iou(row.iou))
+            gains.append(scores[1] - scores[0])
+        shown = ", ".join(f"{gain:+.1f}" for gain in gains)
+        lines.append(f"PAC network above the network, {steps} steps on the same frames: {shown}")
     return lines
 
 

@@ -29,5 +29,9 @@ def test_heads(scene):
     assert [parameters[window] for window in windows] == [1 + 103, 1 + 206, 1 + 206]
     # Swapped convolutions have the parameters that they had.
     assert parameters["PAC network"] == parameters["unary"]
-    for found in ("PAC-CRF, 16-64, 3 iterations: ", "processor milliseconds an image: Full-CRF "):
+    for found in (
+        "PAC-CRF, 16-64, 3 iterations: ",
+        "2 steps on the same frames: ",
+        "processor milliseconds an image: Full-CRF ",
+    ):
         assert found in result.stdout
