@@ -45,7 +45,6 @@ def test_a_small_scale_changes_little(device):
 def test_the_guide_is_what_the_guide_layer_returned(device):
     network, image = some_network().to(device), torch.randn(1, 3, 12, 12, device=device)
     first, second = network[0](image), network[1](network[0](image))
-    values = network[4][0](network[3](torch.zeros(1, 8, 12, 12, device=device)))
     scale = 0.7
     swapped = swap_in_pac(copy.deepcopy(network), SWAPS, guide_scale=scale)
     kernel = adapting_kernel(first * scale, 3, padding=1)
@@ -56,6 +55,25 @@ def test_the_guide_is_what_the_guide_layer_returned(device):
     kernel = adapting_kernel(halved, 3, 2, 0, 2)
     expected = pac_conv2d(values, kernel, layer.weight, layer.bias, 2, 0, 2, 2)
     torch.testing.assert_close(swapped(image), expected, rtol=0, atol=1e-5)
+
+
+def test_what_follows_in_place_does_not_change_the_guide():
+    def network(in_place):
+        torch.manual_seed(1)
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=in_place), nn.Conv2d(8, 8, 3, padding=1)
+        return swap_in_pac(nn.Sequential(*layers), {"2": "0"}, guide_scale=1.0)
+
+    image = torch.randn(1, 3, 6, 6)
+    assert torch.equal(network(True)(image), network(False)(image))
+
+
+def test_a_layer_with_two_names_is_swapped_at_both():
+    network = some_network()
+    network.add_module("again", network[2])
+    for name in ("2", "again"):
+        swapped = swap_in_pac(copy.deepcopy(network), {name: "0"})
+        assert swapped.again is swapped[2]
+        assert isinstance(swapped.again, PacConv2d)
 
 
 def test_guides_are_interpolated_to_larger_layers(device):
@@ -168,6 +186,7 @@ def test_mixed_precision(device):
         ({"2": "2"}, {}, ValueError, "'2' guided by itself"),
         ({"2": ""}, {}, ValueError, "a layer ''"),
         (["2"], {}, TypeError, "`swaps` must map names"),
+        ({"2": 0}, {}, TypeError, "`swaps` must map names"),
         ({"2": "0"}, {"guide_scale": "small"}, TypeError, "`guide_scale` must be a number"),
         (
             {"2": "0"},

@@ -155,9 +155,13 @@ def test_transposed_layers_average_whatever_their_output_padding(device):
 
 def test_a_kernel_computed_before_serves_several_layers(device):
     values, guide = torch.randn(1, 4, 8, 8, device=device), torch.randn(1, 3, 8, 8, device=device)
-    layer = PacConv2d(4, 5, 3, padding=1).to(device)
     kernel = adapting_kernel(guide, 3, padding=1)
-    torch.testing.assert_close(layer(values, kernel=kernel), layer(values, guide))
+    for filters in ("full", "shared", "gaussian"):
+        layer = PacConv2d(4, 4, 3, padding=1, filters=filters).to(device)
+        torch.testing.assert_close(layer(values, kernel=kernel), layer(values, guide))
+    average = PacConv2d(4, 4, 3, padding=1, normalize=True).to(device)
+    with pytest.raises(ValueError, match="a `kernel` computed before is taken as it is"):
+        average(values, kernel=kernel)
 
 
 def test_halves_are_computed_in_single_precision(device):
@@ -240,7 +244,7 @@ def test_wrong_options(make, error, message):
         (
             {"kernel": torch.ones(1, 3, 3, 6, 6), "mask": torch.ones(1, 1, 6, 6, dtype=torch.bool)},
             ValueError,
-            "`mask` is needed where the kernel is computed",
+            "a `kernel` computed before is taken as it is: pass `mask`",
         ),
     ],
 )

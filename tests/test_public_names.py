@@ -137,11 +137,11 @@ SIGNATURES = {
         track=False progress=None backend='auto'""",
     hdcrf.relaxed.graduated_descent: "energy start iterations=50 track=False progress=None backend='auto'",
     hdcrf.relaxed.parallel_mean_field: "energy start iterations track=False progress=None",
-    hdcrf.pac.adapting_kernel: """guide kernel_size stride=1 padding=0 dilation=1 kind='gaussian' alpha=0.0
-        exponent=1.0 epsilon=0.001 window=None centers=None mask=None normalize=False transposed=False""",
+    hdcrf.pac.adapting_kernel: """guide kernel_size stride=1 padding=0 dilation=1 kind='gaussian' alpha=0.1
+        exponent=0.5 epsilon=0.001 window=None centers=None mask=None normalize=False places=None""",
     hdcrf.pac.AdaptingKernel: "kind='gaussian' alpha=0.1 exponent=0.5 epsilon=0.001 learn=True",
     hdcrf.pac.AdaptingKernel.forward: """self guide kernel_size stride=1 padding=0 dilation=1 window=None
-        centers=None mask=None normalize=False transposed=False""",
+        centers=None mask=None normalize=False places=None""",
     hdcrf.pac.pac_conv2d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
     hdcrf.pac.pac_conv3d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
     hdcrf.pac.pac_conv_transpose2d: """values kernel weight bias=None stride=1 padding=0 output_padding=0

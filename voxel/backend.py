@@ -58,7 +58,9 @@ def uses_native(backend: str, tensor: Tensor) -> bool:
     """
     check_choice("backend", backend, BACKENDS)
     if backend != "native":
-        return backend == "auto" and _native is not None and tensor.device.type == "cpu"
+        # Tensors of other types may have no memory that a kernel could read.
+        known = type(tensor) in (Tensor, torch.nn.Parameter)
+        return backend == "auto" and _native is not None and tensor.device.type == "cpu" and known
     if _native is None:
         raise ValueError(
             f"`backend='native'` needs the compiled kernels, but {why_not}; use 'reference' or 'auto', or "

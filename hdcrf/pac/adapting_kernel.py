@@ -18,6 +18,7 @@ from voxel.checks import (
     check_choice,
     check_flag,
     check_floating,
+    check_number,
     check_positive,
     check_same_kind,
     check_tensor,
@@ -38,14 +39,14 @@ def adapting_kernel(
     dilation: int | Sequence[int] = 1,
     *,
     kind: str = "gaussian",
-    alpha: float | Tensor = 0.0,
-    exponent: float | Tensor = 1.0,
+    alpha: float | Tensor = 0.1,
+    exponent: float | Tensor = 0.5,
     epsilon: float = 1e-3,
     window: Tensor | None = None,
     centers: Tensor | None = None,
     mask: Tensor | None = None,
     normalize: bool = False,
-    transposed: bool = False,
+    places: Sequence[int] | None = None,
 ) -> Tensor:
     """Return K of each tap and place of a window: the adapting kernel of a pixel-adaptive convolution.
 
@@ -58,25 +59,25 @@ def adapting_kernel(
     so features come divided by their bandwidths. A tap that meets no pixel has K = 0.
 
     Args:
-        guide: Features (B, d, *S), floating, with 1, 2 or 3 axes S: one for each pixel of the input of a
-            convolution, or of the output of a transposed one.
+        guide: Features (B, d, *S), float32 or float64, with 1, 2 or 3 axes S: one for each pixel of the input
+            of a convolution, or of the output of a transposed one.
         kernel_size: k: taps along each axis, one number or one for each axis.
         stride: As in `torch.nn.functional.conv2d`, of the convolution; so the others.
         padding: On both sides.
         dilation: Between taps.
         kind: Which of the three.
-        alpha: α of "detail_preserving": a number, or a tensor () to be learned.
+        alpha: α of "detail_preserving": a number, or a tensor () to be learned; with `normalize` not below 0.
         exponent: λ of it, likewise.
         epsilon: ε of it, greater than 0.
         window: (*k) factors that do not depend on the guide, such as a Gaussian of the offset; with
             `normalize` not below 0.
         centers: Features c (B, d, *O), if they are not the guide's. O are the sizes of the convolution's
             output. The centre is the tap k // 2 along each axis, and beyond the grid the nearest pixel of it.
-        mask: (B, 1, *S) bool, which pixels count: K = 0 for the others. If `transposed` it is (B, 1, *O), of
-            the pixels that are spread.
+        mask: (B, 1, *S) bool, for which pixels there are values: K = 0 for the others. With `places` it is
+            (B, 1, *O), of the pixels that are spread. The guide counts everywhere.
         normalize: Whether to divide by the sum over what counts, so that an output is an average: over the
-            taps of a place; if `transposed` over all that reaches a pixel of S. Where nothing does, K = 0.
-        transposed: Whether K is for a transposed convolution: only `mask` and `normalize` depend on it.
+            taps of a window; with `places` over all that reaches a pixel of S. Where nothing does, K = 0.
+        places: For a transposed convolution the sizes O of its input; None for a convolution.
 
     Returns:
         K, (B, *k, *O), in the dtype of the guide.
@@ -86,35 +87,39 @@ def adapting_kernel(
         ValueError: If shapes or devices do not match, or a number is out of range.
 
     Differentiable any number of times in guide, centers, window, α and λ. Cost: O(d · k² · |O|), in memory
-    k² · |O|; autograd keeps a few times that, whatever d is.
+    k² · |O|; autograd keeps K once, or twice if it is "detail_preserving", whatever d is.
 
     Reference: Su et al. 2019, equation 3 and section 3. It leaves open what a Laplacian of vectors is.
     """
     check_choice("kind", kind, _KINDS)
     check_flag("normalize", normalize)
-    check_flag("transposed", transposed)
     check_positive("epsilon", epsilon)
     check_floating("guide", guide)
+    alpha, exponent = (
+        _checked_parameter(name, value, guide) for name, value in (("alpha", alpha), ("exponent", exponent))
+    )
     if not 3 <= guide.dim() <= 5 or guide.shape[0] == 0 or guide.shape[1] == 0:
         raise ValueError(
             f"`guide` must have shape (B, d, *S) with 1 to 3 axes S, B and d of at least 1, got "
             f"{tuple(guide.shape)}"
         )
-    over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation)
+    over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation, places)
     c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
     shape = (len(guide), *over.kernel_size, *over.outputs)
     if kind == "detail_preserving":
         distances = window_distances(guide, c, over, absolute=False).view(shape)
+        if normalize and not torch.compiler.is_compiling() and bool(torch.as_tensor(alpha) < 0):
+            raise ValueError(f"`alpha` must not be below 0 where kernels are normalised, got {float(alpha)}")
         kernel = torch.where(over.inside(guide.device), alpha + (distances + epsilon**2) ** exponent, 0)
     else:
         kernel = window_similarities(guide, c, over, absolute=kind == "laplacian").view(shape)
     if mask is not None:
-        sizes = over.outputs if transposed else over.sizes
+        sizes = over.sizes if places is None else over.outputs
         check_mask(mask, guide, "guide", sizes)
-        if transposed:
-            counted = mask.view(len(guide), *[1] * over.axes, *sizes)
-        else:
+        if places is None:
             counted = over.unfold(over.pad(mask))[:, 0]
+        else:
+            counted = mask.view(len(guide), *[1] * over.axes, *sizes)
         kernel = torch.where(counted, kernel, 0)
     if window is not None:
         kernel = kernel * _checked_window(window, guide, over, normalize).view(
@@ -123,13 +128,14 @@ def adapting_kernel(
     if not normalize:
         return kernel
     taps = tuple(range(1, 1 + over.axes))
-    if not transposed:
+    if places is None:
         total = kernel.sum(taps, keepdim=True)
         return kernel / torch.where(total > 0, total, 1)
     ones = guide.new_ones((len(guide), 1, *over.outputs))
     total = products(None, kernel.flatten(1, over.axes), guide.new_empty(0), ones, over, 1)
-    share = 1 / torch.where(total > 0, total, 1)
-    return kernel * over.unfold(over.pad(share))[:, 0]
+    # Divided by the sum rather than times its inverse, whose derivative leaves the range of small sums.
+    total = torch.where(total > 0, total, 1)
+    return kernel / over.unfold(over.pad(total, 1.0))[:, 0]
 
 
 def check_mask(mask: object, like: Tensor, name: str, sizes: Sequence[int]) -> Tensor:
@@ -144,6 +150,18 @@ def check_mask(mask: object, like: Tensor, name: str, sizes: Sequence[int]) -> T
     if tensor.device != like.device:
         raise ValueError(f"`mask` must be on the device of `{name}`, {like.device}, got {tensor.device}")
     return tensor
+
+
+def _checked_parameter(name: str, value: object, guide: Tensor) -> float | Tensor:
+    """Return a number, or a tensor () in the dtype of the guide."""
+    if not isinstance(value, Tensor):
+        return check_number(name, value)
+    check_floating(name, value)
+    if value.dim() != 0:
+        raise ValueError(f"`{name}` must be a number or a tensor of shape (), got {tuple(value.shape)}")
+    if value.device != guide.device:
+        raise ValueError(f"`{name}` must be on the device of `guide`, {guide.device}, got {value.device}")
+    return value.to(guide.dtype)
 
 
 def _checked_centers(centers: Tensor, guide: Tensor, over: Window) -> Tensor:
@@ -211,7 +229,7 @@ class AdaptingKernel(nn.Module):
         centers: Tensor | None = None,
         mask: Tensor | None = None,
         normalize: bool = False,
-        transposed: bool = False,
+        places: Sequence[int] | None = None,
     ) -> Tensor:
         """Return K, (B, *k, *O); arguments and errors as `adapting_kernel`."""
         learned = {}
@@ -229,7 +247,7 @@ class AdaptingKernel(nn.Module):
             centers=centers,
             mask=mask,
             normalize=normalize,
-            transposed=transposed,
+            places=places,
             **learned,
         )
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hdcrf.pac.window import Window, per_axis
+from hdcrf.pac.window import Window
 from hdcrf.pac.window_products import products
 from voxel.checks import check_count, check_floating, check_same_kind
 from voxel.precision import full_precision
 
-__all__ = ["pac_conv2d", "pac_conv3d", "pac_conv_transpose2d", "pac_pool2d", "window_of_transposed"]
+__all__ = ["pac_conv2d", "pac_conv3d", "pac_conv_transpose2d", "pac_pool2d"]
 
 _SIZES = {2: "H, W", 3: "D, H, W"}
 
@@ -109,7 +109,7 @@ def pac_conv_transpose2d(
         values: v, (B, C, H, W) float32 or float64.
         kernel: K, (B, kH, kW, H, W), from `adapting_kernel` of a guide at the size of the output, with the
             same stride, padding and dilation: it compares each output pixel with the one that v_j lies at,
-            at the middle tap k // 2.
+            at the middle tap k // 2. `places=(H, W)` says how many values there are.
         weight: W, (C, C' / groups, kH, kW); None for every channel by itself with weights of 1.
         bias: b, (C',), or None.
         stride: s, as in `torch.nn.functional.conv_transpose2d`; so the others.
@@ -130,7 +130,7 @@ def pac_conv_transpose2d(
 
     Reference: Su et al. 2019, section 3, "Implementation and variants".
     """
-    return _transposed(2, values, kernel, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _convolution(2, values, kernel, weight, bias, stride, padding, dilation, groups, output_padding)
 
 
 def pac_pool2d(
@@ -173,77 +173,30 @@ def _convolution(
     padding: int | Sequence[int],
     dilation: int | Sequence[int],
     groups: int,
+    output_padding: int | Sequence[int] | None = None,
 ) -> Tensor:
+    """Convolve, or transposed if there is an `output_padding`."""
     taps = _checked_arguments(axes, values, kernel, weight)
-    window = Window.over(values.shape[2:], taps, stride, padding, dilation)
-    _check_kernel(kernel, values, window, window.outputs)
-    check_count("groups", groups, 1)
-    if weight is None:
-        _check_bias(bias, values.shape[1], values)
-        matrix, groups = values.new_empty(0), 1
+    sizes, transposed = values.shape[2:], output_padding is not None
+    if transposed:
+        window = Window.of_transposed(sizes, taps, stride, padding, output_padding, dilation)
     else:
-        _check_weight(weight, values.shape[1], groups, transposed=False)
-        _check_bias(bias, weight.shape[0], values)
-        matrix = weight.flatten(2)
-    result = products(values, kernel.flatten(1, axes), matrix, None, window, groups)
-    return result if bias is None else result + bias.view(-1, *[1] * axes)
-
-
-@full_precision
-def _transposed(
-    axes: int,
-    values: Tensor,
-    kernel: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-    groups: int,
-    dilation: int | Sequence[int],
-) -> Tensor:
-    taps = _checked_arguments(axes, values, kernel, weight)
-    window = window_of_transposed(values.shape[2:], taps, stride, padding, output_padding, dilation)
-    _check_kernel(kernel, values, window, tuple(values.shape[2:]))
+        window = Window.over(sizes, taps, stride, padding, dilation)
+    _check_kernel(kernel, values, window)
     check_count("groups", groups, 1)
+    channels = values.shape[1]
     if weight is None:
-        _check_bias(bias, values.shape[1], values)
-        matrix, groups = values.new_empty(0), 1
+        if groups != 1:
+            raise ValueError(f"`groups` must be 1 where there is no `weight`, got {groups}")
+        matrix = values.new_empty(0)
     else:
-        _check_weight(weight, values.shape[1], groups, transposed=True)
-        _check_bias(bias, weight.shape[1] * groups, values)
+        _check_weight(weight, channels, groups, transposed)
+        channels = weight.shape[1] * groups if transposed else weight.shape[0]
         matrix = weight.flatten(2)
-    result = products(None, kernel.flatten(1, axes), matrix, values, window, groups)
+    _check_bias(bias, channels, values)
+    x, g = (None, values) if transposed else (values, None)
+    result = products(x, kernel.flatten(1, axes), matrix, g, window, groups)
     return result if bias is None else result + bias.view(-1, *[1] * axes)
-
-
-def window_of_transposed(
-    places: Sequence[int],
-    taps: Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-) -> Window:
-    """Return the window over the output of a transposed convolution of so many places."""
-    axes = len(places)
-    steps, pads = per_axis("stride", stride, axes, 1), per_axis("padding", padding, axes, 0)
-    spread = per_axis("dilation", dilation, axes, 1)
-    more = per_axis("output_padding", output_padding, axes, 0)
-    for extra, s, d in zip(more, steps, spread, strict=True):
-        if extra >= max(s, d):
-            raise ValueError(
-                f"`output_padding` must be less than the stride or the dilation, {s} and {d}, got {extra}"
-            )
-    sizes = [
-        (size - 1) * s - 2 * p + d * (k - 1) + 1 + extra
-        for size, s, p, d, k, extra in zip(places, steps, pads, spread, taps, more, strict=True)
-    ]
-    if min(sizes) < 1:
-        raise ValueError(
-            f"`padding` of {padding} leaves nothing of the output: its size would be {tuple(sizes)}; lower it"
-        )
-    return Window.over(sizes, taps, steps, pads, spread, outputs=places)
 
 
 def _checked_arguments(axes: int, values: Tensor, kernel: Tensor, weight: Tensor | None) -> tuple[int, ...]:
@@ -272,16 +225,20 @@ def _checked_arguments(axes: int, values: Tensor, kernel: Tensor, weight: Tensor
     return taps
 
 
-def _check_kernel(kernel: Tensor, values: Tensor, window: Window, places: tuple[int, ...]) -> None:
-    expected = (len(values), *window.kernel_size, *places)
+def _check_kernel(kernel: Tensor, values: Tensor, window: Window) -> None:
+    expected = (len(values), *window.kernel_size, *window.outputs)
     if tuple(kernel.shape) != expected:
         raise ValueError(
             f"`kernel` must have shape (B, *k, *O) = {expected}, got {tuple(kernel.shape)}; compute it with "
-            "the same stride, padding and dilation"
+            "the same stride, padding and dilation, and `places` for a transposed convolution"
         )
 
 
 def _check_weight(weight: Tensor, channels: int, groups: int, transposed: bool) -> None:
+    if 0 in weight.shape:
+        raise ValueError(
+            f"`weight` must not be empty, got shape {tuple(weight.shape)}; None is for no weights"
+        )
     rows, columns = weight.shape[:2]
     got, other = (rows, channels) if transposed else (columns * groups, rows)
     if got != channels or other % groups:

@@ -9,9 +9,10 @@ and mean field repeats for all pixels at once (equation 7)
 
     Q_i(a) ← softmax_a(-ψ_i(a) - Σ_k Σ_b Σ_{j ∈ Ω^k(i)} K^k(f_i, f_j) W^k_{a,b}[p_j - p_i] Q_j(b)).
 
-Reference: Su et al., Pixel-Adaptive Convolutional Neural Networks, CVPR 2019, section 5 and appendix B. W is
-any function, so a pair may get different potentials from either side, as in the paper: there is an energy
-only where W_{a,b}[δ] = W_{b,a}[-δ]. In the paper the window holds the pixel itself; here it is left out.
+Reference: Su et al., Pixel-Adaptive Convolutional Neural Networks, CVPR 2019, section 5 and appendix B. In
+W_{a,b} the pixel's label comes first, where the paper writes the neighbour's first. W is any function, so a
+pair may get different potentials from either side, as in the paper: there is an energy only where
+W_{a,b}[δ] = W_{b,a}[-δ]. In the paper the window holds the pixel itself; here it is left out.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from voxel.precision import full_precision
 
 __all__ = ["window_distances", "window_similarities"]
 
-# Exponents down to which exponentials are numbers of full precision.
+# Exponents down to which exponentials are numbers of full precision; native/window_sums.hpp has them too.
 _LOWEST = {torch.float32: -87, torch.float64: -708}
 
 
@@ -57,10 +57,8 @@ def window_similarities(features: Tensor, centres: Tensor, window: Window, absol
 
 
 def _called(features: Tensor, centres: Tensor, window: Window, absolute: bool, exponential: bool) -> Tensor:
-    recording = torch.is_grad_enabled() and (features.requires_grad or centres.requires_grad)
-    # Without autograd what is behind the operation is called directly: to dispatch takes longer than small
-    # sums.
-    call = distances if recording or torch.compiler.is_compiling() else _distances
+    direct = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    call = _distances if direct else distances
     result: Tensor = call(features, centres, window.numbers(), absolute, exponential)
     return result
 

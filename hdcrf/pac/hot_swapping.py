@@ -25,13 +25,13 @@ _Model = TypeVar("_Model", bound=nn.Module)
 class _Captured:
     """The output of a layer, from when it has run until the model's forward pass ends, in each thread."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, scale: float) -> None:
+        self.name, self.scale = name, scale
         self.here = threading.local()
 
     def keep(self, layer: nn.Module, arguments: object, output: object) -> None:
-        """As a forward hook: keep the output."""
-        self.here.output = output
+        """As a forward hook: keep the output times the scale, a tensor that what follows does not change."""
+        self.here.output = output * self.scale if isinstance(output, Tensor) else output
 
     def forget(self, model: nn.Module, arguments: object, output: object) -> None:
         """As a forward hook of the model: let the output go, and what autograd keeps with it."""
@@ -53,7 +53,7 @@ class _Captured:
         return output
 
     def __getstate__(self) -> dict[str, Any]:  # what copies and pickles hold
-        return {"name": self.name}
+        return {"name": self.name, "scale": self.scale}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -64,7 +64,6 @@ class _Guided(nn.Module):
 
     name: str
     captured: _Captured
-    guide_scale: float
 
     def forward(self, values: Tensor) -> Tensor:
         """Convolve, adapted by what the guide layer has returned, scaled and resized."""
@@ -74,13 +73,13 @@ class _Guided(nn.Module):
                 f"{self.name!r} is guided by {self.captured.name!r}, whose output must have {values.dim()} "
                 f"dimensions and a batch of {len(values)}, got {tuple(guide.shape)}"
             )
-        guide = _resized(guide * self.guide_scale, values.shape[2:])
+        guide = _resized(guide, values.shape[2:])
         result: Tensor = super().forward(values, guide)
         return result
 
     def extra_repr(self) -> str:
         """Describe the layer in `repr`."""
-        return f"{super().extra_repr()}, guided by {self.captured.name!r} times {self.guide_scale:g}"
+        return f"{super().extra_repr()}, guided by {self.captured.name!r} times {self.captured.scale:g}"
 
 
 class _GuidedConv2d(_Guided, PacConv2d):  # type: ignore[misc]
@@ -113,7 +112,7 @@ def swap_in_pac(
             both named as in `model.named_modules()`. In each forward pass of the model a guide layer runs
             before those that it guides. Its output is averaged, or interpolated, to the size of what they
             convolve.
-        guide_scale: What guides are multiplied by. At 0 the model does exactly what it did.
+        guide_scale: What guides are multiplied by. At 0 the model does what it did.
         kernel: The adapting kernel, by its name: "gaussian" or "laplacian", which are 1 for equal features.
 
     Returns:
@@ -124,8 +123,9 @@ def swap_in_pac(
         ValueError: If there is no layer of a name, or one has options or hooks that a swapped one has not.
             Nothing is changed then.
 
-    Copies, pickles, several threads and mixed precision work as before. A guide is let go when the model's
-    forward pass ends, so `torch.utils.checkpoint` around a swapped layer needs the guide layer inside, too.
+    Copies, pickles, several threads and mixed precision work as before; batches must not be empty. A guide is
+    let go when the model's forward pass ends, so `torch.utils.checkpoint` around a swapped layer needs the
+    guide layer inside, too; where parts of the model are called by themselves, the last guide stays.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
@@ -136,14 +136,14 @@ def swap_in_pac(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(swaps, Mapping):
-        raise TypeError(
-            f"`swaps` must map names of layers to names of guide layers, got {type(swaps).__name__}"
-        )
+    if not isinstance(swaps, Mapping) or not all(
+        isinstance(name, str) for pair in swaps.items() for name in pair
+    ):
+        raise TypeError(f"`swaps` must map names of layers to names of guide layers, got {swaps!r}")
     scale = check_number("guide_scale", guide_scale)
     if kernel not in ("gaussian", "laplacian"):
         raise ValueError(f"`kernel` must be 'gaussian' or 'laplacian', got {kernel!r}")
-    layers = dict(model.named_modules())
+    layers = dict(model.named_modules(remove_duplicate=False))
     captured: dict[str, _Captured] = {}
     built: dict[str, Any] = {}
     for name, guide in swaps.items():
@@ -155,18 +155,21 @@ def swap_in_pac(
                 )
         if guide == name:
             raise ValueError(f"`swaps` has {name!r} guided by itself; choose a layer that comes earlier")
-        source = captured.setdefault(guide, _Captured(guide))
-        built[name] = _swapped(name, layers[name], source, scale, kernel)
-    for name, layer in built.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, layer)
+        source = captured.setdefault(guide, _Captured(guide, scale))
+        built[name] = _swapped(name, layers[name], source, kernel)
+    # A module may have several names.
+    in_place_of = {layers[name]: layer for name, layer in built.items()}
+    for name, layer in layers.items():
+        if layer in in_place_of:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, in_place_of[layer])
     for name, source in captured.items():
         model.get_submodule(name).register_forward_hook(source.keep)
         model.register_forward_hook(source.forget, always_call=True)
     return model
 
 
-def _swapped(name: str, layer: nn.Module, captured: _Captured, scale: float, kernel: str) -> Any:
+def _swapped(name: str, layer: nn.Module, captured: _Captured, kernel: str) -> Any:
     """Return what takes the place of a convolution."""
     kind = _SWAPPED.get(type(layer))
     if kind is None or not isinstance(layer, nn.Conv2d | nn.Conv3d):
@@ -191,7 +194,7 @@ def _swapped(name: str, layer: nn.Module, captured: _Captured, scale: float, ker
             kernel=AdaptingKernel(kernel),
         )
     swapped.weight, swapped.bias = layer.weight, layer.bias
-    swapped.name, swapped.captured, swapped.guide_scale = name, captured, scale
+    swapped.name, swapped.captured = name, captured
     return swapped.train(layer.training)
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hdcrf.layer_inputs import working_precision
 from hdcrf.pac.adapting_kernel import AdaptingKernel, check_mask
@@ -20,10 +19,9 @@ from hdcrf.pac.convolution import (
     pac_conv3d,
     pac_conv_transpose2d,
     pac_pool2d,
-    window_of_transposed,
 )
 from hdcrf.pac.window import Window, per_axis
-from voxel.checks import check_choice, check_count, check_flag
+from voxel.checks import check_choice, check_count, check_flag, check_floating
 from voxel.precision import full_precision
 
 __all__ = ["PacConv2d", "PacConv3d", "PacConvTranspose2d", "PacPool2d"]
@@ -55,13 +53,15 @@ def _without_masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(check_mask(mask, values, "values", values.shape[2:]), values, 0)
 
 
-def _check_fit(values: Tensor, guide: Tensor, sizes: Sequence[int]) -> None:
-    """Raise unless a guide has the sizes and the batch that values need."""
+def _checked_guide(values: Tensor, guide: object, sizes: Sequence[int]) -> Tensor:
+    """Return a guide in the dtype of the values, if it has these sizes and their batch, else raise."""
+    guide = working_precision(guide, "guide").to(values.dtype)
     if guide.dim() != values.dim() or (len(guide), *guide.shape[2:]) != (len(values), *sizes):
         raise ValueError(
             f"`guide` must have shape ({len(values)}, d, {', '.join(map(str, sizes))}) for `values` of shape "
             f"{tuple(values.shape)}, got {tuple(guide.shape)}; scale it to that size"
         )
+    return guide
 
 
 class _PacConvolution(nn.Module):
@@ -77,14 +77,15 @@ class _PacConvolution(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        stride: int | Sequence[int],
-        padding: int | Sequence[int],
-        dilation: int | Sequence[int],
-        groups: int,
-        bias: bool,
-        kernel: str | AdaptingKernel,
-        filters: str,
-        normalize: bool,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        kernel: str | AdaptingKernel = "gaussian",
+        filters: str = "full",
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         axes = self._axes
@@ -132,63 +133,61 @@ class _PacConvolution(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _adapted(
-        self, values: Tensor, guide: Tensor | None, mask: Tensor | None, kernel: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return values without those that a mask leaves out, kernel, weights not in it, and bias."""
+    def _check_values(self, values: Tensor) -> Tensor:
+        """Return values in the dtype to compute in, if they fit the layer, else raise."""
         values = working_precision(values, "values")
         if values.dim() != self._axes + 2 or values.shape[1] != self.in_channels:
             raise ValueError(
                 f"`values` must have {self._axes + 2} dimensions and {self.in_channels} channels, "
                 f"(B, C, *S), got {tuple(values.shape)}"
             )
+        return values
+
+    def _kernel(
+        self,
+        values: Tensor,
+        guide: Tensor | None,
+        mask: Tensor | None,
+        kernel: Tensor | None,
+        sizes: Sequence[int],
+    ) -> Tensor:
+        """Return the adapting kernel of a guide with these sizes, or the one given; with fixed filters."""
         if (guide is None) == (kernel is None):
             raise ValueError("one of `guide` and `kernel` is needed, and not both")
-        if kernel is None:
-            guide = working_precision(guide, "guide").to(values.dtype)
-            self._check_guide(values, guide)
-            values = _without_masked(values, mask)
-            if self._transposed:
-                mask = self._mask_of_places(values, guide, mask)
-            window = None if self.window is None else self.window.to(values)
-            kernel = self.kernel(
+        if guide is not None:
+            guide = _checked_guide(values, guide, sizes)
+            computed: Tensor = self.kernel(
                 guide,
                 self.kernel_size,
                 self.stride,
                 self.padding,
                 self.dilation,
-                window=window,
+                window=None if self.window is None else self.window.to(values),
                 mask=mask,
                 normalize=self.normalize,
-                transposed=self._transposed,
+                places=values.shape[2:] if self._transposed else None,
             )
-            if self._transposed:
-                places: Any = (..., *(slice(size) for size in values.shape[2:]))
-                kernel = kernel[places]
-        elif mask is not None:
-            raise ValueError("`mask` is needed where the kernel is computed: pass it on to `adapting_kernel`")
-        weight = None if self.weight is None else self.weight.to(values.dtype)
-        if weight is not None and self.filters == "shared":
-            kernel, weight = kernel * weight.view(*self.kernel_size, *[1] * self._axes), None
-        return values, kernel, weight, None if self.bias is None else self.bias.to(values.dtype)
+            return computed
+        if mask is not None or self.normalize:
+            raise ValueError(
+                "a `kernel` computed before is taken as it is: pass `mask` and `normalize` on to "
+                "`adapting_kernel`, and make the layer with normalize=False"
+            )
+        given: Tensor = check_floating("kernel", kernel)
+        return given if self.window is None else given * self._over_taps(self.window.to(given))
 
-    def _mask_of_places(self, values: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Return a mask of all places that a window takes on a guide of the size of the output.
+    def _over_taps(self, factors: Tensor) -> Tensor:
+        return factors.view(*self.kernel_size, *[1] * self._axes)
 
-        With an `output_padding` as large as the stride there are more of them than values.
-        """
-        window = Window.over(guide.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
-        more = [have - size for have, size in zip(window.outputs, values.shape[2:], strict=True)]
-        if not any(more):
-            return mask
-        if mask is None:
-            mask = torch.ones_like(values[:, :1], dtype=torch.bool)
-        margins = [side for size in reversed(more) for side in (0, size)]
-        return functional.pad(mask, margins, value=False)
-
-    def _check_guide(self, values: Tensor, guide: Tensor) -> None:
-        """Raise unless the guide fits the values."""
-        _check_fit(values, guide, values.shape[2:])
+    def _parameters_for(self, values: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the kernel with shared filters in it, the weights that are not shared, and the bias."""
+        bias = None if self.bias is None else self.bias.to(values.dtype)
+        if self.weight is None:
+            return kernel, None, bias
+        weight = self.weight.to(values.dtype)
+        if self.filters == "shared":
+            return kernel * self._over_taps(weight), None, bias
+        return kernel, weight, bias
 
     def extra_repr(self) -> str:
         """Describe the layer in `repr`."""
@@ -200,11 +199,58 @@ class _PacConvolution(nn.Module):
         )
 
 
-class PacConv2d(_PacConvolution):
+class _PacConv(_PacConvolution):
+    """What has no more than the arguments of a convolution."""
+
+    @full_precision
+    def forward(
+        self,
+        values: Tensor,
+        guide: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        kernel: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve values, adapted by a guide.
+
+        Args:
+            values: (B, C, *S) float32 or float64. Half precision is computed in float32.
+            guide: (B, d, *S), any features, divided by their bandwidths.
+            mask: (B, 1, *S) bool, for which pixels there are values; what the others hold, NaN included, is
+                not seen. The guide counts everywhere.
+            kernel: K, (B, *k, *O), in place of a guide: one that `adapting_kernel` gave before.
+
+        Returns:
+            (B, C', *O), in the dtype of the values.
+
+        Raises:
+            TypeError: If an argument has the wrong type or dtype.
+            ValueError: If shapes or devices do not match.
+        """
+        dtype = values.dtype if isinstance(values, Tensor) else None
+        values = self._check_values(values)
+        kernel = self._kernel(values, guide, mask, kernel, values.shape[2:])
+        kernel, weight, bias = self._parameters_for(values, kernel)
+        convolve = pac_conv2d if self._axes == 2 else pac_conv3d
+        result = convolve(
+            _without_masked(values, mask),
+            kernel,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        return result.to(dtype)
+
+
+class PacConv2d(_PacConv):
     """Pixel-adaptive convolution: `torch.nn.Conv2d` with weights that a guide adapts at each place.
 
     Weights, bias, their names and how they start are those of `torch.nn.Conv2d`; so `load_state_dict` takes
-    what one of these has learned, and a guide that is the same everywhere makes the two the same.
+    what one of these has learned ("detail_preserving" has two numbers more), and a guide that is the same
+    everywhere makes the two the same.
 
     Args:
         in_channels: C.
@@ -234,67 +280,8 @@ class PacConv2d(_PacConvolution):
     Reference: Su et al. 2019, equation 3.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        kernel: str | AdaptingKernel = "gaussian",
-        filters: str = "full",
-        normalize: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            kernel,
-            filters,
-            normalize,
-        )
 
-    @full_precision
-    def forward(
-        self,
-        values: Tensor,
-        guide: Tensor | None = None,
-        mask: Tensor | None = None,
-        *,
-        kernel: Tensor | None = None,
-    ) -> Tensor:
-        """Convolve values, adapted by a guide.
-
-        Args:
-            values: (B, C, *S) float32 or float64. Half precision is computed in float32.
-            guide: (B, d, *S), any features, divided by their bandwidths.
-            mask: (B, 1, *S) bool, which pixels count; what the others hold, NaN included, is not seen.
-            kernel: K, (B, *k, *O), in place of a guide: one that `adapting_kernel` gave before.
-
-        Returns:
-            (B, C', *O), in the dtype of the values.
-
-        Raises:
-            TypeError: If an argument has the wrong type or dtype.
-            ValueError: If shapes or devices do not match.
-        """
-        dtype = values.dtype if isinstance(values, Tensor) else None
-        values, kernel, weight, bias = self._adapted(values, guide, mask, kernel)
-        convolve = pac_conv2d if self._axes == 2 else pac_conv3d
-        result = convolve(values, kernel, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return result.to(dtype)
-
-
-class PacConv3d(PacConv2d):
+class PacConv3d(_PacConv):
     """Pixel-adaptive convolution of volumes and videos: `torch.nn.Conv3d` with weights that a guide adapts.
 
     Arguments, attributes, errors and `forward` as `PacConv2d`, with three axes: values (B, C, D, H, W) and a
@@ -364,9 +351,9 @@ class PacConvTranspose2d(_PacConvolution):
             dilation,
             groups,
             bias,
-            kernel,
-            filters,
-            normalize,
+            kernel=kernel,
+            filters=filters,
+            normalize=normalize,
         )
 
     @full_precision
@@ -393,9 +380,14 @@ class PacConvTranspose2d(_PacConvolution):
             TypeError, ValueError: As `PacConv2d.forward`.
         """
         dtype = values.dtype if isinstance(values, Tensor) else None
-        values, kernel, weight, bias = self._adapted(values, guide, mask, kernel)
+        values = self._check_values(values)
+        window = Window.of_transposed(
+            values.shape[2:], self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
+        )
+        kernel = self._kernel(values, guide, mask, kernel, window.sizes)
+        kernel, weight, bias = self._parameters_for(values, kernel)
         result = pac_conv_transpose2d(
-            values,
+            _without_masked(values, mask),
             kernel,
             weight,
             bias,
@@ -406,12 +398,6 @@ class PacConvTranspose2d(_PacConvolution):
             self.dilation,
         )
         return result.to(dtype)
-
-    def _check_guide(self, values: Tensor, guide: Tensor) -> None:
-        window = window_of_transposed(
-            values.shape[2:], self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
-        )
-        _check_fit(values, guide, window.sizes)
 
     def extra_repr(self) -> str:
         """Describe the layer in `repr`."""
@@ -466,7 +452,8 @@ class PacPool2d(nn.Module):
         Args:
             values: (B, C, H, W) float32 or float64. Half precision is computed in float32.
             guide: (B, d, H, W), any features, divided by their bandwidths; the values themselves, for one.
-            mask: (B, 1, H, W) bool, which pixels count; what the others hold, NaN included, is not seen.
+            mask: (B, 1, H, W) bool, for which pixels there are values; what the others hold, NaN included, is
+                not seen. The guide counts everywhere.
 
         Returns:
             (B, C, H', W'), in the dtype of the values.
@@ -476,8 +463,7 @@ class PacPool2d(nn.Module):
         """
         dtype = values.dtype if isinstance(values, Tensor) else None
         values = working_precision(values, "values")
-        guide = working_precision(guide, "guide").to(values.dtype)
-        _check_fit(values, guide, values.shape[2:])
+        guide = _checked_guide(values, guide, values.shape[2:])
         values = _without_masked(values, mask)
         kernel = self.kernel(
             guide,

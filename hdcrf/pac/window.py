@@ -2,8 +2,8 @@
 
 At place j, which is an output pixel, tap t meets the grid's pixel s·j - p + δ·t, with stride s, padding p and
 dilation δ. All that pixel-adaptive convolution does is a sum over these pairs (j, t). What the taps meet is a
-view (…, *k, *O) of the padded grid, which takes no memory until it is computed with. So it is, a few rows of
-places at a time.
+view (…, *k, *O) of the padded grid, which takes no memory until it is computed with; that is done for a few
+rows of places at a time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ __all__ = ["Window", "per_axis"]
 # Numbers of a tile: on a CPU what its nearest caches hold, on a GPU what keeps it busy.
 _TILE_ON_CPU = 1 << 19
 _TILE = 1 << 25
+_MOST = 1 << 30  # of taps, strides, padding and dilation
 
 
 def per_axis(name: str, value: object, axes: int, minimum: int) -> tuple[int, ...]:
     """Return a number for each axis: one for all, or a sequence of one for each."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        return (check_count(name, value, minimum),) * axes
+        return (check_count(name, value, minimum, _MOST),) * axes
     if len(value) != axes:
         raise ValueError(f"`{name}` must be one integer or {axes}, one for each axis, got {len(value)}")
-    return tuple(check_count(name, part, minimum) for part in value)
+    return tuple(check_count(name, part, minimum, _MOST) for part in value)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Window:
         dilation: object = 1,
         outputs: Sequence[int] | None = None,
     ) -> Window:
-        """Return the window over a grid with these sizes, with as many places as there are in it.
+        """Return the window over a grid with these sizes, with as many places as there are in it, or fewer.
 
         Raises:
             TypeError: If an argument is no integer, nor integers.
@@ -84,9 +85,50 @@ class Window:
                 f"the window spans {_times(spans)} pixels, but the grid has {_times(sizes)}, with its "
                 f"padding {_times(room)}; lower `kernel_size` or `dilation`, or raise `padding`"
             )
-        if outputs is None:
-            outputs = [(a - b) // c + 1 for a, b, c in zip(room, spans, s, strict=True)]
+        most = [(a - b) // c + 1 for a, b, c in zip(room, spans, s, strict=True)]
+        outputs = most if outputs is None else outputs
+        if len(outputs) != axes or any(not 1 <= n <= limit for n, limit in zip(outputs, most, strict=True)):
+            raise ValueError(
+                f"the window has {_times(most)} places over {_times(sizes)} pixels, got {_times(outputs)}"
+            )
         return cls(tuple(sizes), k, s, p, d, tuple(outputs))
+
+    @classmethod
+    def of_transposed(
+        cls,
+        places: Sequence[int],
+        kernel_size: object,
+        stride: object = 1,
+        padding: object = 0,
+        output_padding: object = 0,
+        dilation: object = 1,
+    ) -> Window:
+        """Return the window over the output of a transposed convolution of so many places.
+
+        Raises:
+            TypeError: If an argument is no integer, nor integers.
+            ValueError: If one is out of range, or nothing of the output is left.
+        """
+        axes = len(places)
+        k = per_axis("kernel_size", kernel_size, axes, 1)
+        s = per_axis("stride", stride, axes, 1)
+        p = per_axis("padding", padding, axes, 0)
+        d = per_axis("dilation", dilation, axes, 1)
+        more = per_axis("output_padding", output_padding, axes, 0)
+        for extra, step, spread in zip(more, s, d, strict=True):
+            if extra >= max(step, spread):
+                raise ValueError(
+                    "`output_padding` must be less than the stride or the dilation, "
+                    f"{step} and {spread}, got {extra}"
+                )
+        parts = zip(places, k, s, p, more, d, strict=True)
+        sizes = [(n - 1) * c - 2 * b + e * (a - 1) + 1 + extra for n, a, c, b, extra, e in parts]
+        if min(sizes) < 1:
+            raise ValueError(
+                f"`padding` of {_times(p)} leaves nothing of the output: its size would be {tuple(sizes)}; "
+                "lower it"
+            )
+        return cls.over(sizes, k, s, p, d, places)
 
     def numbers(self) -> list[int]:
         """Return all numbers in a row, as an operation takes them; `of_numbers` is the way back."""
@@ -114,9 +156,9 @@ class Window:
         parts = zip(self.outputs, self.stride, self.kernel_size, self.dilation, strict=True)
         return [(places - 1) * s + (k - 1) * d + 1 for places, s, k, d in parts]
 
-    def pad(self, grid: Tensor) -> Tensor:
-        """Pad (B, C, *S) with zeros to what the window meets, no less and no more."""
-        return functional.pad(grid, self._margins(1)).contiguous()
+    def pad(self, grid: Tensor, value: float = 0.0) -> Tensor:
+        """Pad (B, C, *S) with zeros, or another value, to what the window meets, no less and no more."""
+        return functional.pad(grid, self._margins(1), value=value).contiguous()
 
     def crop(self, padded: Tensor) -> Tensor:
         """Return the part of what `pad` made that lies in the grid: (B, C, *S)."""

@@ -7,6 +7,7 @@ as the stride, of the pixels with the same remainder, so that what a tap meets a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -73,15 +74,9 @@ def difference_sums(
 
 def _numbers(window: Window) -> Tensor:
     """Return `Window.numbers` with axes of one pixel in front, so that there are three."""
-    alone = Window((1,), (1,), (1,), (0,), (1,), (1,))
-    more = 3 - window.axes
-    parts = zip(alone.numbers(), _parts(window), strict=True)
-    return torch.tensor([n for one, part in parts for n in [one] * more + part])
-
-
-def _parts(window: Window) -> list[list[int]]:
-    numbers, axes = window.numbers(), window.axes
-    return [numbers[first : first + axes] for first in range(0, len(numbers), axes)]
+    alone = (1, 1, 1, 0, 1, 1)
+    parts = zip(alone, astuple(window), strict=True)
+    return torch.tensor([n for one, part in parts for n in (one,) * (3 - window.axes) + part])
 
 
 def _cut(grid: Tensor, window: Window) -> Tensor:

@@ -54,15 +54,10 @@ def products(
     given = (values, kernel, weight, outputs)
     wanted = [argument is None for argument in given]
     arguments = (*given, window.numbers(), groups, wanted)
-    recording = torch.is_grad_enabled() and any(
-        argument is not None and argument.requires_grad for argument in given
-    )
-    # Without autograd what is behind the operation is called directly: to dispatch takes longer than small
-    # sums.
-    if recording or torch.compiler.is_compiling():
-        result: Tensor = window_products(*arguments)[0]
-    else:
-        (result,) = _window_products(*arguments)
+    # Without autograd what is behind the operation is called directly: to dispatch takes time, too.
+    direct = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    result: Tensor
+    (result,) = (_window_products if direct else window_products)(*arguments)
     return result
 
 
