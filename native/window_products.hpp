@@ -185,7 +185,8 @@ private:
             int64_t filled = 0;
             space.segments.clear();
             const auto flush = [&] {
-                for (int64_t b = 0; b < blocks; b++) multiply_segments<vectors>(weights + b * of_block, space, sums + b * block * length);
+                for (int64_t b = 0; b < blocks; b++)
+                    multiply_segments<vectors>(weights + b * of_block, space, sums + b * block * length);
                 filled = 0;
                 space.segments.clear();
             };
@@ -196,7 +197,7 @@ private:
                 for (int64_t c = 0; c < of_group();) {
                     const int64_t some = std::min(of_group() - c, most_rows - filled), at = met.tap * of_group() + c;
                     adapt<vectors>(met, item, group * of_group() + c, some, here, first, inside,
-                                   space.adapted.data() + filled * length, length);
+                                   space.adapted.data() + filled * length);
                     if (!space.segments.empty() && space.segments.back().first + space.segments.back().count == at)
                         space.segments.back().count += some;
                     else
@@ -232,11 +233,11 @@ private:
             for (int v = 0; v < vectors; v++) store(sums + (r * vectors + v) * L, tile[r][v]);
     }
 
-    // Rows K x of a run of places, which starts at `here` among them and at column `first`, for one tap and some channels.
+    // Rows K x of a run of places, which starts at `here` among them and at column `first`, for a tap and some channels.
     template <int vectors>
     void adapt(
-        const Meeting& met, int64_t item, int64_t channel, int64_t some, int64_t here, int64_t first, Range inside, T* to,
-        int64_t step
+        const Meeting& met, int64_t item, int64_t channel, int64_t some, int64_t here, int64_t first, Range inside,
+        T* to
     ) const {
         const int64_t plane = window.pixels();
         const T* k = kernel + (item * window.taps() + met.tap) * window.places() + here;
@@ -244,10 +245,10 @@ private:
         if (inside.end - inside.begin == vectors * L) {
             Vector<T> factor[vectors];
             for (int v = 0; v < vectors; v++) factor[v] = load(k + v * L);
-            for (int64_t c = 0; c < some; c++, x += plane, to += step)
+            for (int64_t c = 0; c < some; c++, x += plane, to += vectors * L)
                 for (int v = 0; v < vectors; v++) store(to + v * L, factor[v] * load(x + v * L));
         } else {
-            for (int64_t c = 0; c < some; c++, x += plane, to += step) {
+            for (int64_t c = 0; c < some; c++, x += plane, to += vectors * L) {
                 std::fill_n(to, vectors * L, T(0));
                 for (int64_t i = inside.begin; i < inside.end; i++) to[i] = k[i] * x[i];
             }
@@ -356,7 +357,9 @@ private:
                     for (int r = 0; r < block; r++)
                         for (int v = 0; v < vectors; v++) store(u + r * length + v * L, tile[r][v]);
                     for (int64_t r = 0; r < some; r++)
-                        spread_run(u + r * length, at + r * plane, at_kernel, inside, of_values, of_kernel ? part : nullptr);
+                        spread_run(
+                            u + r * length, at + r * plane, at_kernel, inside, of_values, of_kernel ? part : nullptr
+                        );
                 }
             }
         }
@@ -424,7 +427,8 @@ private:
 
     // K x of a long run of places.
     void adapt_row(
-        const Meeting& met, int64_t item, int64_t channel, int64_t here, int64_t first, Range inside, int64_t count, T* to
+        const Meeting& met, int64_t item, int64_t channel, int64_t here, int64_t first, Range inside, int64_t count,
+        T* to
     ) const {
         const T* k = kernel + (item * window.taps() + met.tap) * window.places() + here;
         const T* x = values + (item * channels + channel) * window.pixels() + met.row * window.grid_columns() +
