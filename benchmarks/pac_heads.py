@@ -164,6 +164,7 @@ def measure(frames: Frames, arguments: argparse.Namespace, seed: int) -> Outcome
     logits = networks.checked(networks.network, frames)
 
     def further(method: str, network: unary_network.Unary, head: ScaledHead | None) -> Row:
+        torch.manual_seed(seed)  # the same frames for all, so that rows can be compared
         network, head = copy.deepcopy((network, head))
         groups = () if head is None else groups_of(head, RATES, 0.3)
         steps = (budget.joint_steps, budget.frames)

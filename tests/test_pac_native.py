@@ -107,11 +107,11 @@ def test_some_products(channels, stride):
     for wanted in itertools.product([False, True], repeat=4):
         if wanted[2] and channels[2] is None:
             continue
-        # One derivative alone does not need its own argument; a gradient of weights alone has none either.
+        # One derivative alone needs no argument in its own place.
         some = [None if sum(wanted) == 1 and want else one for one, want in zip(given, wanted, strict=True)]
         [results, _] = both(some, window, groups, wanted)
         expected = [one for one, want in zip(every, wanted, strict=True) if want]
-        # All at once or one by one, the same bits.
+        # The same bits, all at once or one by one.
         assert len(results) == len(expected)
         assert all(map(torch.equal, results, expected))
 
