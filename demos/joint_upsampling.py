@@ -53,6 +53,7 @@ def main(out_dir: Path, factor: int, shrink: int) -> None:
     photo = photo[:height, :width]
     truth = truth[::shrink, ::shrink][:height, :width] / shrink  # infinite where not known
     known = np.isfinite(truth)
+    # Samples where nothing is known take the nearest disparity that is; errors count where it is known.
     filled = interpolated(np.where(known, truth, 0), known, "nearest").astype(np.float32)
     small = filled[::factor, ::factor]
 

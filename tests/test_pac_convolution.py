@@ -326,10 +326,10 @@ def test_masked_values_are_not_spread(device):
 
 def test_centres_of_ones_own(device):
     guide = torch.randn(1, 2, 6, 8, dtype=torch.float64, device=device)
-    centers = functional.avg_pool2d(guide, 2)
-    kernel = adapting_kernel(guide, 2, 2, centers=centers)
+    centres = functional.avg_pool2d(guide, 2)
+    kernel = adapting_kernel(guide, 2, 2, centres=centres)
     unfolded = functional.unfold(guide, 2, stride=2).view(1, 2, 4, 3, 4)
-    expected = torch.exp(-0.5 * (unfolded - centers[:, :, None]).square().sum(1)).view(1, 2, 2, 3, 4)
+    expected = torch.exp(-0.5 * (unfolded - centres[:, :, None]).square().sum(1)).view(1, 2, 2, 3, 4)
     close(kernel, expected)
 
 
@@ -421,15 +421,15 @@ def test_gradients_of_volumes_with_a_mask():
 @every_kind
 def test_gradients_of_pooling_centres_and_window(kind):
     guide = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    centers = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    centres = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     window = torch.rand(2, 2, dtype=torch.float64, requires_grad=True)
 
-    def run(guide, centers, window):
-        kernel = adapting_kernel(guide, 2, 2, kind=kind, centers=centers, window=window, normalize=True)
+    def run(guide, centres, window):
+        kernel = adapting_kernel(guide, 2, 2, kind=kind, centres=centres, window=window, normalize=True)
         return pac_pool2d(guide, kernel)
 
-    assert torch.autograd.gradcheck(run, (guide, centers, window))
-    assert torch.autograd.gradgradcheck(run, (guide, centers, window), fast_mode=True)
+    assert torch.autograd.gradcheck(run, (guide, centres, window))
+    assert torch.autograd.gradgradcheck(run, (guide, centres, window), fast_mode=True)
 
 
 def test_normalised_kernels_have_gradients_where_nothing_is_alike(device):
@@ -620,8 +620,8 @@ def test_wrong_input_of_transposed(changed, error, message):
             ValueError,
             r"`mask` must have shape \(1, 1, 5, 5\)",
         ),
-        ({"centers": torch.zeros(1, 2, 4, 5)}, ValueError, r"\(B, d, \*O\) = \(1, 2, 5, 5\)"),
-        ({"centers": torch.zeros(1, 2, 5, 5).double()}, TypeError, "dtype of `guide`"),
+        ({"centres": torch.zeros(1, 2, 4, 5)}, ValueError, r"\(B, d, \*O\) = \(1, 2, 5, 5\)"),
+        ({"centres": torch.zeros(1, 2, 5, 5).double()}, TypeError, "dtype of `guide`"),
         ({"alpha": "x"}, TypeError, "`alpha` must be a number"),
         ({"alpha": torch.nan}, ValueError, "`alpha` must be finite"),
         ({"exponent": torch.ones(5)}, ValueError, r"`exponent` must be a number or a tensor of shape \(\)"),

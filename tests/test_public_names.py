@@ -138,10 +138,10 @@ SIGNATURES = {
     hdcrf.relaxed.graduated_descent: "energy start iterations=50 track=False progress=None backend='auto'",
     hdcrf.relaxed.parallel_mean_field: "energy start iterations track=False progress=None",
     hdcrf.pac.adapting_kernel: """guide kernel_size stride=1 padding=0 dilation=1 kind='gaussian' alpha=0.1
-        exponent=0.5 epsilon=0.001 window=None centers=None mask=None normalize=False places=None""",
+        exponent=0.5 epsilon=0.001 window=None centres=None mask=None normalize=False places=None""",
     hdcrf.pac.AdaptingKernel: "kind='gaussian' alpha=0.1 exponent=0.5 epsilon=0.001 learn=True",
     hdcrf.pac.AdaptingKernel.forward: """self guide kernel_size stride=1 padding=0 dilation=1 window=None
-        centers=None mask=None normalize=False places=None""",
+        centres=None mask=None normalize=False places=None""",
     hdcrf.pac.pac_conv2d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
     hdcrf.pac.pac_conv3d: "values kernel weight bias=None stride=1 padding=0 dilation=1 groups=1",
     hdcrf.pac.pac_conv_transpose2d: """values kernel weight bias=None stride=1 padding=0 output_padding=0
@@ -157,7 +157,7 @@ SIGNATURES = {
         normalize=False""",
     hdcrf.pac.PacPool2d.forward: "self values guide mask=None",
     hdcrf.PacCRF: """num_labels channels=3 dilations=(16, 64) kernel_size=5 iterations=5 weight=4.0
-        window_sigma=None sigma_rgb=13.0 compatibility='loose' blur=1 learn=('filters', 'compatibility',
+        sigma_rgb=13.0 compatibility='loose' blur=1 learn=('filters', 'compatibility',
         'bandwidths') output='marginals'""",
     hdcrf.PacCRF.forward: "self logits guide",
     hdcrf.PacCRF.infer: "self logits guide progress=None",

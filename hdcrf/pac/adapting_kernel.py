@@ -43,7 +43,7 @@ def adapting_kernel(
     exponent: float | Tensor = 0.5,
     epsilon: float = 1e-3,
     window: Tensor | None = None,
-    centers: Tensor | None = None,
+    centres: Tensor | None = None,
     mask: Tensor | None = None,
     normalize: bool = False,
     places: Sequence[int] | None = None,
@@ -71,7 +71,7 @@ def adapting_kernel(
         epsilon: ε of it, greater than 0.
         window: (*k) factors that do not depend on the guide, such as a Gaussian of the offset; with
             `normalize` not below 0.
-        centers: Features c (B, d, *O), if they are not the guide's. O are the sizes of the convolution's
+        centres: Features c (B, d, *O), if they are not the guide's. O are the sizes of the convolution's
             output. The centre is the tap k // 2 along each axis, and beyond the grid the nearest pixel of it.
         mask: (B, 1, *S) bool, for which pixels there are values: K = 0 for the others. With `places` it is
             (B, 1, *O), of the pixels that are spread. The guide counts everywhere.
@@ -86,7 +86,7 @@ def adapting_kernel(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes or devices do not match, or a number is out of range.
 
-    Differentiable any number of times in guide, centers, window, α and λ. Cost: O(d · k² · |O|), in memory
+    Differentiable any number of times in guide, centres, window, α and λ. Cost: O(d · k² · |O|), in memory
     k² · |O|; autograd keeps K once, or twice if it is "detail_preserving", whatever d is.
 
     Reference: Su et al. 2019, equation 3 and section 3. It leaves open what a Laplacian of vectors is.
@@ -104,7 +104,7 @@ def adapting_kernel(
             f"{tuple(guide.shape)}"
         )
     over = Window.over(guide.shape[2:], kernel_size, stride, padding, dilation, places)
-    c = over.centre(guide) if centers is None else _checked_centers(centers, guide, over)
+    c = over.centre(guide) if centres is None else _checked_centres(centres, guide, over)
     shape = (len(guide), *over.kernel_size, *over.outputs)
     if kind == "detail_preserving":
         distances = window_distances(guide, c, over, absolute=False).view(shape)
@@ -164,13 +164,13 @@ def _checked_parameter(name: str, value: object, guide: Tensor) -> float | Tenso
     return value.to(guide.dtype)
 
 
-def _checked_centers(centers: Tensor, guide: Tensor, over: Window) -> Tensor:
-    check_floating("centers", centers)
+def _checked_centres(centres: Tensor, guide: Tensor, over: Window) -> Tensor:
+    check_floating("centres", centres)
     expected = (*guide.shape[:2], *over.outputs)
-    if centers.shape != expected:
-        raise ValueError(f"`centers` must have shape (B, d, *O) = {expected}, got {tuple(centers.shape)}")
-    check_same_kind("centers", centers, "guide", guide)
-    return centers
+    if centres.shape != expected:
+        raise ValueError(f"`centres` must have shape (B, d, *O) = {expected}, got {tuple(centres.shape)}")
+    check_same_kind("centres", centres, "guide", guide)
+    return centres
 
 
 def _checked_window(window: Tensor, guide: Tensor, over: Window, normalize: bool) -> Tensor:
@@ -226,7 +226,7 @@ class AdaptingKernel(nn.Module):
         dilation: int | Sequence[int] = 1,
         *,
         window: Tensor | None = None,
-        centers: Tensor | None = None,
+        centres: Tensor | None = None,
         mask: Tensor | None = None,
         normalize: bool = False,
         places: Sequence[int] | None = None,
@@ -244,7 +244,7 @@ class AdaptingKernel(nn.Module):
             kind=self.kind,
             epsilon=self.epsilon,
             window=window,
-            centers=centers,
+            centres=centres,
             mask=mask,
             normalize=normalize,
             places=places,

@@ -43,7 +43,7 @@ from hdcrf.mean_field import MeanFieldResult, out_of_range
 from hdcrf.pac.adapting_kernel import adapting_kernel
 from hdcrf.pac.convolution import pac_conv2d
 from hdcrf.relaxed.spatial import gaussian_window
-from voxel.checks import check_choice, check_count, check_positive
+from voxel.checks import check_choice, check_count
 from voxel.precision import full_precision
 
 __all__ = ["PacCRF"]
@@ -62,10 +62,10 @@ class PacCRF(nn.Module):
         dilations: For each window, how many pixels its taps lie apart.
         kernel_size: Taps of a window along each axis, odd, 3 or more.
         iterations: Iterations of mean field, 0 or more.
-        weight: What the filters start at: so many times a Gaussian that sums to one over the taps of all
-            windows, for every pair of different labels. So a pixel all of whose neighbours look like it pays
-            `weight` for a label that they do not carry, whatever the windows are.
-        window_sigma: Standard deviation of that Gaussian in taps; None for a quarter of the kernel size.
+        weight: What the filters start at: so many times a Gaussian, whose standard deviation is a quarter of
+            the window, and which sums to one over the taps of all windows, for every pair of different
+            labels. So a pixel all of whose neighbours look like it pays `weight` for a label that they do
+            not carry, whatever the windows are.
         sigma_rgb: What σ starts at, for each window and channel, in the guide's own units: 13 suits a guide
             from 0 to 255; for one from 0 to 1 say 13/255.
         compatibility: "loose", a filter for each pair of labels; or "factorised", W^k_{a,b} = μ(a, b) w^k,
@@ -108,7 +108,6 @@ class PacCRF(nn.Module):
         kernel_size: int = 5,
         iterations: int = 5,
         weight: float = 4.0,
-        window_sigma: float | None = None,
         sigma_rgb: float = 13.0,
         compatibility: str = "loose",
         blur: int = 1,
@@ -128,8 +127,7 @@ class PacCRF(nn.Module):
         loose = check_choice("compatibility", compatibility, ("loose", "factorised")) == "loose"
         learned = checked_learn(learn, _LEARNABLE)
         windows, taps = len(self.dilations), self.kernel_size
-        sigma = taps / 4 if window_sigma is None else check_positive("window_sigma", window_sigma)
-        start = gaussian_window((taps, taps), (sigma, sigma))
+        start = gaussian_window((taps, taps), (taps / 4, taps / 4))
         start *= float(number_parameter("weight", weight, False)) / windows
         if loose:
             check_filters(windows * taps**2, self.num_labels, "a smaller `kernel_size`")
@@ -222,7 +220,7 @@ class PacCRF(nn.Module):
         filters = self.filters.to(guide) * self._neighbours.to(guide)
         sigmas = bandwidth_in_range(self, "sigma_rgb", guide)
         for weight, sigma, dilation in zip(filters, sigmas, self.dilations, strict=True):
-            steps, half = dilation // self.blur, self.kernel_size // 2
+            steps, half = min(dilation // self.blur, max(guide.shape[2:])), self.kernel_size // 2
             # Taps that lie outside, whichever pixel is at the centre, are left out.
             reach = [min(half, (size - 1) // steps) for size in guide.shape[2:]]
             rows, columns = (slice(half - taps, half + taps + 1) for taps in reach)

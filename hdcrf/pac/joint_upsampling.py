@@ -71,8 +71,8 @@ class JointUpsampler(nn.Module):
         factor: m, 4, 8 or 16: by how much it enlarges.
         channels: c, of the values: 1 for depth, 2 for optical flow.
         guide_channels: c_g, of the guide.
-        variant: "standard", with 183,000 to 260,000 parameters for one channel; or "lite", with 56,000, some
-            three times as fast.
+        variant: "standard", with 183,000 to 260,000 parameters for one channel; or "lite", with
+            56,000.
 
     Attributes:
         encoder, guidance, transposed, decoder: The layers, in order.
@@ -258,7 +258,7 @@ def joint_bilateral_upsample(
         m,
         padding,
         window=window[:, None] * window,
-        centers=_interpolated(guide, [m * _indices(size) + offset for size in sizes]),
+        centres=_interpolated(guide, [m * _indices(size) + offset for size in sizes]),
     )
     # With ones, which become the sum of weights.
     spread = torch.cat([values, torch.ones_like(values[:, :1])], 1)
