@@ -258,16 +258,15 @@ def joint_bilateral_upsample(
         m,
         padding,
         window=window[:, None] * window,
-        centres=_interpolated(guide, [m * _indices(size) + offset for size in sizes]),
+        centres=_at_values(guide, m, offset),
     )
     # With ones, which become the sum of weights.
     spread = torch.cat([values, torch.ones_like(values[:, :1])], 1)
     more = m + 2 * padding - taps
     total = pac_conv_transpose2d(spread, kernel, None, None, m, padding, more)
     nearest = _nearest(values, [((_indices(m * size) - offset) / m).round() for size in sizes])
-    least = (
-        torch.finfo(values.dtype).tiny ** 0.75
-    )  # far above the smallest number, so that gradients are finite
+    # Far above the smallest number, so that gradients are finite.
+    least = torch.finfo(values.dtype).tiny ** 0.75
     result: Tensor = (total[:, :-1] + least * nearest) / (total[:, -1:] + least)
     return result.to(given.dtype)
 
@@ -284,15 +283,16 @@ def _nearest(values: Tensor, places: Sequence[Tensor]) -> Tensor:
     return values
 
 
-def _interpolated(values: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """Return values (B, c, H, W) between rows and columns, each by itself."""
-    for axis, at in enumerate(places, start=2):
-        below = at.floor()
-        share = (at - below).to(values).view(-1, *[1] * (3 - axis))
-        ends = [(below + end).long().clamp(0, values.shape[axis] - 1) for end in (0, 1)]
-        near, far = (values.index_select(axis, end.to(values.device)) for end in ends)
-        values = near + share * (far - near)
-    return values
+def _at_values(guide: Tensor, factor: int, offset: float) -> Tensor:
+    """Return a guide (B, c, m·h, m·w) at an offset in each block, also between pixels: (B, c, h, w)."""
+    below = math.floor(offset)
+    share = offset - below
+    for axis in (2, 3):
+        blocks = guide.reshape(*guide.shape[:axis], -1, factor, *guide.shape[axis + 1 :])
+        near = blocks.select(axis + 1, below)
+        far = blocks.select(axis + 1, min(below + 1, factor - 1))
+        guide = near + share * (far - near)
+    return guide
 
 
 def _checked_guide(values: Tensor, guide: Tensor, factor: int) -> Tensor:
