@@ -25,14 +25,14 @@ demo: $(VENV)/.images ## refine the labels of a photograph
 	$(BIN)/python demos/image_crf.py
 
 test: $(VENV)/.dev ## run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(VENV)/.dev ## format, lint, types, import rule, fast tests: before each commit
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto -m "not slow"
 
 sanitize: $(VENV)/.dev ## run the fast tests on kernels that watch memory and arithmetic
 	rm -rf build/sanitize

@@ -4,6 +4,11 @@ import importlib.util
 import os
 import sys
 
+# Tests in several processes, `pytest -n auto`, share the processors: told before torch starts its threads.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(threads, 1)))
+
 import hypothesis
 import numpy as np
 import pytest
