@@ -9,11 +9,12 @@ some, checked on others. As there, low resolution is every m-th pixel, `depth[..
 interpolation and joint bilateral upsampling are told that their values lie there. The sigmas of the latter
 are the best of a grid on training scenes.
 
-"Concatenation" is after Li et al. 2016 (DJF), as far as Su et al. describe what they compare with: a branch
-for the depth, enlarged bicubically, a branch for the picture, their features one after another, and a
-network on them, at full resolution throughout, in 5 x 5 filters; as wide as it takes to have the parameters
-of `JointUpsampler`, lite or standard. All four networks learn what to add to bicubic interpolation, from the
-same crops of the same scenes in the same order, with the same loss, optimiser and number of steps.
+DJF is the network of Li et al. 2016, with the parameters of `JointUpsampler`, lite: a branch for the depth,
+enlarged bicubically, a branch for the picture, and a network on the two features that they give, in filters
+of 9, 1 and 5 pixels. "Concatenation" is like it, but with all features of both branches passed on, and
+5 x 5 filters; as wide as it takes to have the parameters of `JointUpsampler`, lite or standard. Both work at
+full resolution throughout. All networks learn what to add to bicubic interpolation, from the same crops of
+the same scenes in the same order, with the same loss, optimiser and number of steps.
 
 `--rates` trains them with several learning rates, and scores them on scenes that are neither for training nor
 for the table: how `RATES` was chosen.
@@ -75,10 +76,11 @@ CLIPPED = 0.3  # the norm of gradients: crops differ much
 DEPTH, DEPTH_SPREAD = 350.0, 130.0
 COLOUR, COLOUR_SPREAD = 0.4, 0.2
 
-CONCATENATION, LITE, STANDARD = "concatenation", "JointUpsampler, lite", "JointUpsampler, standard"
+DJF, CONCATENATION = "DJF", "concatenation"
+LITE, STANDARD = "JointUpsampler, lite", "JointUpsampler, standard"
 SMALL = f"{CONCATENATION}, as lite"
 LARGE = f"{CONCATENATION}, as standard"
-RATES = {SMALL: 1e-3, LITE: 1e-3, LARGE: 1e-3, STANDARD: 1e-3}
+RATES = {DJF: 1e-3, SMALL: 1e-3, LITE: 1e-3, LARGE: 1e-3, STANDARD: 1e-3}
 
 
 class Concatenation(nn.Module):
@@ -98,15 +100,44 @@ class Concatenation(nn.Module):
         self.joint = nn.Sequential(
             *_convolutions(2 * branch, joint, joint), nn.Conv2d(joint, 1, 5, padding=2)
         )
-        for layer in self.modules():  # as those of `JointUpsampler`
-            if isinstance(layer, nn.Conv2d):
-                gain = 1 if layer is self.joint[-1] else 2
-                nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.weight[0].numel()))
-                nn.init.zeros_(layer.bias)
+        draw_weights(self, self.joint[-1])
 
     def forward(self, values: Tensor, guide: Tensor) -> Tensor:
         """Return (B, 1, m·h, m·w) of values (B, 1, h, w) and a guide (B, 3, m·h, m·w)."""
         return self.joint(torch.cat([self.depth(bicubic(values, self.factor)), self.guide(guide)], 1))
+
+
+class DeepJointFilter(nn.Module):
+    """The network of Li et al. 2016: two branches to a feature each, and a network on these."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.depth, self.guide = filters(1, 96, 48, 1), filters(3, 96, 48, 1)
+        self.joint = filters(2, 64, 32, 1)
+        draw_weights(self, self.depth[-1], self.guide[-1], self.joint[-1])
+
+    def forward(self, values: Tensor, guide: Tensor) -> Tensor:
+        """Return (B, 1, m·h, m·w) of values (B, 1, h, w) and a guide (B, 3, m·h, m·w)."""
+        return self.joint(torch.cat([self.depth(bicubic(values, self.factor)), self.guide(guide)], 1))
+
+
+def filters(*widths: int) -> nn.Sequential:
+    """Return convolutions with windows of 9, 1 and 5, ReLU between them."""
+    first, second, third = (
+        nn.Conv2d(*pair, size, padding=size // 2)
+        for pair, size in zip(itertools.pairwise(widths), (9, 1, 5), strict=True)
+    )
+    return nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), third)
+
+
+def draw_weights(network: nn.Module, *linear: nn.Module) -> None:
+    """Draw weights as those of `JointUpsampler`, larger but for the layers that no ReLU follows."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            gain = 1 if layer in linear else 2
+            nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.weight[0].numel()))
+            nn.init.zeros_(layer.bias)
 
 
 def _convolutions(*widths: int) -> nn.Sequential:
@@ -121,6 +152,8 @@ WIDTHS = {(SMALL, 4): (18, 16), (SMALL, 8): (18, 16), (LARGE, 4): (32, 32), (LAR
 
 
 def network_of(method: str, factor: int) -> nn.Module:
+    if method == DJF:
+        return DeepJointFilter(factor)
     if method in (SMALL, LARGE):
         return Concatenation(factor, *WIDTHS[method, factor])
     return JointUpsampler(factor, variant=method.split(", ")[1])
@@ -405,11 +438,12 @@ def main() -> None:
     print(machine_line())
     start = time.perf_counter()
     # The slowest first, so that the jobs end together.
-    order = list(itertools.product(range(arguments.seeds), arguments.factors, (LARGE, STANDARD, LITE, SMALL)))
+    slowest = (LARGE, STANDARD, LITE, DJF, SMALL)
+    order = list(itertools.product(range(arguments.seeds), arguments.factors, slowest))
     if arguments.rates is not None:
         trainings = [
             Training(method, factor, seed, rate)
-            for seed, factor, method in order[: 4 * len(arguments.factors)]
+            for seed, factor, method in order[: len(slowest) * len(arguments.factors)]
             for rate in arguments.rates
         ]
         results = run_all(trainings, budget, "validation", None, arguments.jobs)

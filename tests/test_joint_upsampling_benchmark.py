@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.depth_scenes import scenes
 from benchmarks.head_tables import count
-from benchmarks.joint_upsampling import LARGE, LITE, SMALL, STANDARD, bicubic, network_of
+from benchmarks.joint_upsampling import DJF, LARGE, LITE, SMALL, STANDARD, bicubic, network_of
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-LIKE = {SMALL: LITE, LARGE: STANDARD}
+LIKE = {DJF: LITE, SMALL: LITE, LARGE: STANDARD}
 
 
 def test_scenes():
@@ -68,14 +68,14 @@ def test_table(tmp_path):
         return {row[0]: row[1:] for row in rows[1:]}
 
     first = table()
-    assert set(first) == {"bicubic", "joint bilateral", SMALL, LITE, LARGE, STANDARD}
+    assert set(first) == {"bicubic", "joint bilateral", DJF, SMALL, LITE, LARGE, STANDARD}
     assert all(float(row[column]) > 0 for row in first.values() for column in (0, 3))
     assert [first[STANDARD][column] for column in (1, 4)] == ["183,489", "221,937"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "joint_upsampling_4x.png",
         "joint_upsampling_8x.png",
     }
-    assert len(list((tmp_path / "kept").iterdir())) == 8
+    assert len(list((tmp_path / "kept").iterdir())) == 10
     assert table() == first  # the kept networks', with their seconds
 
 
@@ -86,5 +86,5 @@ def test_rates():
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]
     assert rows[0][1:] == ["0.001", "0.002"]
-    assert [row[0] for row in rows[1:]] == [f"{method}, 8x" for method in (SMALL, LITE, LARGE, STANDARD)]
+    assert [row[0] for row in rows[1:]] == [f"{method}, 8x" for method in (DJF, SMALL, LITE, LARGE, STANDARD)]
     assert all(float(cell) > 0 for row in rows[1:] for cell in row[1:])
