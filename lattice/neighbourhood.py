@@ -169,7 +169,7 @@ def neighbourhood_lattice(
         `gaussian_taps`, c · S T Sᵀ v approximates Σ_j exp(-½‖f_i - f_j‖²) v_j.
 
     Raises:
-        As PermutohedralLattice and `neighbourhood_offsets`.
+        TypeError, ValueError: As `PermutohedralLattice` and `neighbourhood_offsets`.
 
     Differentiable in the features through the lattice. The message about a feature beyond the range of the
     lattice's coordinates speaks of the scaled features.
