@@ -32,7 +32,7 @@ from hdcrf.pairwise import PairwiseKernel
 from voxel.checks import check_count, check_matrix
 from voxel.precision import full_precision
 
-__all__ = ["MeanFieldResult", "mean_field"]
+__all__ = ["MeanFieldResult", "mean_field", "out_of_range"]
 
 _VECTOR_LABELS = 16
 _STRIP_ELEMENTS = 1 << 20
@@ -201,6 +201,7 @@ def _checked(result: MeanFieldResult, logits: Tensor) -> MeanFieldResult:
 
 
 def out_of_range(logits: Tensor, iterations: int) -> ValueError:
+    """Return the error of numbers that have left the range of their dtype within so many iterations."""
     return ValueError(
         f"mean field left the range of {logits.dtype} within {iterations} iterations; "
         "lower the weights, the compatibility, or the scale of `logits`"

@@ -288,7 +288,10 @@ void define_window(nb::module_& module) {
                 TapSums<T, true, Term>{window, batch, channels, a, c, f, {}}.run(of_features.data(), threads);
                 TapSums<T, false, Term>{window, batch, channels, a, f, c, {}}.run(of_centres.data(), threads);
             };
-            absolute ? sums(OfSign()) : sums(OfDifference());
+            if (absolute)
+                sums(OfSign());
+            else
+                sums(OfDifference());
         },
         nb::arg("features"), nb::arg("centres"), nb::arg("factors"), nb::arg("absolute"),
         nb::arg("of_features").noconvert(), nb::arg("of_centres").noconvert(), nb::arg("window"), nb::arg("threads"),
