@@ -40,11 +40,11 @@ CHANNELS = [(1, 1, None), (9, 9, None), (1, 2, 1), (7, 5, 1), (6, 18, 2), (5, 5,
 @pytest.fixture(params=[1, 3], ids=["one-thread", "three-threads"], autouse=True)
 def threads(request):
     """Run each test on one thread, and on three, among which even the smallest work is split."""
-    before = torch.get_num_threads()
+    before, kernels = torch.get_num_threads(), voxel.backend.kernels()
     torch.set_num_threads(request.param)
-    voxel.backend.kernels().split_small_work(request.param > 1)
+    kernels.split_small_work(request.param > 1)
     yield request.param
-    voxel.backend.kernels().split_small_work(False)
+    kernels.split_small_work(False)
     torch.set_num_threads(before)
 
 
