@@ -1,6 +1,6 @@
 """Mean field by the compiled kernel that does one iteration in a single pass over the points.
 
-What it computes is what the loop in `hdcrf.mean_field` computes, for at most one lattice kernel and one
+What it computes is what the loop in `hdcrf.mean_field` computes, for lattice kernels and at most one
 smoothness kernel, where nothing is to be differentiated.
 """
 
@@ -18,23 +18,23 @@ from hdcrf.smoothing import plain_factors
 from voxel.backend import kernels, plain
 from voxel.memory import new_large
 
-__all__ = ["FusedMeanField", "fused_mean_field", "native_mean_field", "single_kernels"]
+__all__ = ["FusedMeanField", "fused_mean_field", "native_kernels", "native_mean_field"]
 
 
-def single_kernels(
+def native_kernels(
     logits: Tensor, pairwise: Sequence[PairwiseKernel]
-) -> tuple[LatticeKernel | None, SmoothnessKernel | None] | None:
-    """Return the lattice kernel and the smoothness kernel, if the compiled kernels take these and no more."""
-    lattice = [kernel for kernel in pairwise if isinstance(kernel, LatticeKernel)]
+) -> tuple[list[LatticeKernel], SmoothnessKernel | None] | None:
+    """Return the lattice kernels and the smoothness kernel, if there is nothing but what is compiled."""
+    lattices = [kernel for kernel in pairwise if isinstance(kernel, LatticeKernel)]
     smoothness = [kernel for kernel in pairwise if isinstance(kernel, SmoothnessKernel)]
-    fitting = len(lattice) + len(smoothness) == len(pairwise) > 0
-    if logits.numel() == 0 or not fitting or len(lattice) > 1 or len(smoothness) > 1:
+    fitting = len(lattices) + len(smoothness) == len(pairwise) > 0
+    if logits.numel() == 0 or not fitting or len(smoothness) > 1:
         return None
-    if not all(kernel.native for kernel in lattice) or not all(kernel.native for kernel in smoothness):
+    if not all(kernel.native for kernel in lattices) or not all(kernel.native for kernel in smoothness):
         return None
     if smoothness and smoothness[0].dimension != 2:
         return None
-    return lattice[0] if lattice else None, smoothness[0] if smoothness else None
+    return lattices, smoothness[0] if smoothness else None
 
 
 def fused_mean_field(
@@ -48,21 +48,21 @@ def fused_mean_field(
         compatibility: μ.
         own: (P, 1) diagonal of their sum, to be left out; None leaves it in.
     """
-    single = single_kernels(logits, pairwise)
+    taken = native_kernels(logits, pairwise)
     values = compatibility.values
     differentiable = logits.requires_grad or (values is not None and values.requires_grad)
     if torch.is_grad_enabled() and (differentiable or any(kernel.requires_grad for kernel in pairwise)):
         return None
-    return None if single is None else FusedMeanField(logits, *single, compatibility, own)
+    return None if taken is None else FusedMeanField(logits, *taken, compatibility, own)
 
 
 class FusedMeanField:
-    """Mean field with one lattice kernel, one smoothness kernel, or both."""
+    """Mean field with lattice kernels, one smoothness kernel, or both."""
 
     def __init__(
         self,
         logits: Tensor,
-        lattice: LatticeKernel | None,
+        lattices: Sequence[LatticeKernel],
         smoothness: SmoothnessKernel | None,
         compatibility: Compatibility,
         own: Tensor | None,
@@ -70,7 +70,7 @@ class FusedMeanField:
         self._logits = plain(logits)
         self._field = native_mean_field(
             self._logits,
-            None if lattice is None else _lattice_arrays(lattice),
+            [_lattice_arrays(lattice) for lattice in lattices],
             None if smoothness is None else _smoothness_arrays(smoothness),
             None if own is None else own[:, 0],
             compatibility.values,
@@ -128,7 +128,7 @@ class FusedMeanField:
 
 def native_mean_field(
     logits: Tensor,
-    lattice: tuple[Any, ...] | None,
+    lattices: Sequence[tuple[Any, ...]],
     smoothing: tuple[Any, ...] | None,
     own: Tensor | None,
     compatibility: Tensor | None,
@@ -137,24 +137,28 @@ def native_mean_field(
 
     Args:
         logits: (P, K), contiguous.
-        lattice: cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L and R or
-            None, order, and scale.
+        lattices: Of each, cell, cell_vertices, weights and links as in voxel.fused_filter, the diagonals L
+            and R or None, order, and scale.
         smoothing: the taps over rows and along a row, the factors of L for rows and for columns, those of R,
             and the weight.
         own: (P,) diagonal to be left out, or None.
         compatibility: (K,) or (K, K), or None for Potts.
     """
     kind = kernels().MeanField32 if logits.dtype == torch.float32 else kernels().MeanField64
-    arrays = [
-        None if part is None else tuple(plain(item) if isinstance(item, Tensor) else item for item in part)
-        for part in (lattice, smoothing)
-    ]
+    arrays = [_plain(lattice) for lattice in lattices]
+    taps = None if smoothing is None else _plain(smoothing)
     reward = None
     if compatibility is not None:
         # What each label gains from a message: (K,), or (K, K) with a row for each of the message's labels.
         values = compatibility.detach().to(logits.dtype)
         reward = values.contiguous() if values.dim() == 1 else (-values.T).contiguous()
-    return kind(plain(logits), *arrays, None if own is None else plain(own), reward, torch.get_num_threads())
+    return kind(
+        plain(logits), arrays, taps, None if own is None else plain(own), reward, torch.get_num_threads()
+    )
+
+
+def _plain(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(plain(item) if isinstance(item, Tensor) else item for item in arrays)
 
 
 def _lattice_arrays(kernel: LatticeKernel) -> tuple[Any, ...]:

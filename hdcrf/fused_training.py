@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hdcrf.compatibility import Compatibility
-from hdcrf.fused import native_mean_field, single_kernels
+from hdcrf.fused import native_kernels, native_mean_field
 from hdcrf.pairwise import PairwiseKernel
 from hdcrf.smoothing import plain_factors, smooth_into
 from voxel.backend import kernels
@@ -45,10 +45,11 @@ def trained_mean_field(
     It applies to what `fused_mean_field` takes, where the logits, the kernels' weights, the compatibility or
     `own` are to be differentiated, but not a kernel's shape. Arguments are as there.
     """
-    single = single_kernels(logits, pairwise)
-    if single is None or iterations == 0:
+    taken = native_kernels(logits, pairwise)
+    if taken is None or len(taken[0]) > 1 or iterations == 0:
         return None
-    lattice, smoothness = single
+    lattices, smoothness = taken
+    lattice = lattices[0] if lattices else None
     if (lattice is not None and not lattice.shape_is_fixed) or (
         smoothness is not None and not smoothness.shape_is_fixed
     ):
@@ -123,7 +124,7 @@ def mean_field_operation(
     if smoothness_weight is not None and down is not None:
         factors = plain_factors(down, shape, rows_left, columns_left, rows_right, columns_right)
         smoothing = (down, along, *factors, float(smoothness_weight))
-    field = native_mean_field(logits, lattice, smoothing, own, compatibility)
+    field = native_mean_field(logits, [] if lattice is None else [lattice], smoothing, own, compatibility)
     history = new_large(logits, (iterations, len(logits), field.channels))
     rows = torch.contiguous_format
     updated, marginals = (torch.empty_like(logits, memory_format=rows) for _ in range(2))

@@ -17,20 +17,28 @@ namespace hdcrf {
 
 enum class Costs { potts, diagonal, full };
 
+// The kernel of a lattice: w c · L S B Sᵀ R.
+template <typename T>
+struct MessageLattice {
+    int64_t vertices;
+    int corners, axes, order;
+    const int32_t* cell;           // (N,)
+    const int32_t* cell_vertices;  // (M, P)
+    const T* weights;              // (N, P)
+    const int32_t* links;          // (A, V, 2)
+    const T *left, *right;         // (N,) or null for ones
+    T scale;                       // w c
+
+    const int32_t* vertices_of(int64_t point) const { return cell_vertices + int64_t(cell[point]) * corners; }
+    const T* weights_of(int64_t point) const { return weights + point * corners; }
+};
+
 template <typename T>
 struct MeanField {
     int64_t points, labels;
     const T* logits;  // (N, K)
 
-    // The lattice; no vertices, no lattice.
-    int64_t vertices = 0;
-    int corners = 0, axes = 0, order = 1;
-    const int32_t* cell = nullptr;           // (N,)
-    const int32_t* cell_vertices = nullptr;  // (M, P)
-    const T* weights = nullptr;              // (N, P)
-    const int32_t* links = nullptr;          // (A, V, 2)
-    const T *left = nullptr, *right = nullptr;  // (N,) or null for ones
-    T scale = 1;
+    std::vector<MessageLattice<T>> lattices;
 
     const Smoothing<T>* smoothing = nullptr;  // of images with `channels()` channels; null without
     T smoothing_weight = 1;
@@ -45,12 +53,16 @@ struct MeanField {
     // Numbers a vertex takes.
     int64_t stride() const { return pairs() ? 1 : (labels + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
-    // The vertices' values, (V, stride): a set for each thread to splat to, and one more for the blur. And what each thread
-    // keeps while it goes through its points.
-    struct Workspace {
-        int threads;
+    // For each lattice its vertices' values, (V, stride): a set for each thread to splat to, and one more for the blur.
+    struct Vertices {
         Buffer<T> blurred;
         std::vector<Buffer<T>> splat;
+    };
+
+    // And what each thread keeps while it goes through its points.
+    struct Workspace {
+        int threads;
+        std::vector<Vertices> vertices;
         std::vector<typename Smoothing<T>::Workspace> smooth;
         std::vector<Buffer<T>> scratch;
         std::vector<std::vector<Vector<T>>> many;  // labels of a point, where there are many
@@ -73,8 +85,8 @@ private:
         const T* smoothed = nullptr;  // (count, smoothing's stride), or null
         const T* previous;            // null without messages
         T *next, *updated;
-        const T* vertex_values;
-        T* splat_to;
+        Vertices* vertices;  // of each lattice
+        size_t part;         // which of them to splat to
         T* scratch;
         Vector<T>* many;
         bool more;
@@ -98,11 +110,16 @@ private:
 template <typename T>
 typename MeanField<T>::Workspace MeanField<T>::workspace(int threads) const {
     Workspace space;
+    int64_t vertices = 0;
+    for (const auto& lattice : lattices) vertices += lattice.vertices;
     space.threads = fitting_threads(useful_threads(threads, points * channels(), 1 << 15), points, vertices);
-    const size_t size = size_t(vertices * stride());
-    space.blurred.resize(size);
+    for (const auto& lattice : lattices) {
+        const size_t size = size_t(lattice.vertices * stride());
+        Vertices& of = space.vertices.emplace_back();
+        of.blurred.resize(size);
+        for (int thread = 0; thread < space.threads; thread++) of.splat.emplace_back(size);
+    }
     for (int thread = 0; thread < space.threads; thread++) {
-        space.splat.emplace_back(size);
         if (smoothing) space.smooth.push_back(smoothing->workspace());
         space.scratch.emplace_back(size_t(strip * (stride() + lanes<T> + 1)));
         space.many.emplace_back(size_t(stride() / lanes<T> + 1));
@@ -116,38 +133,37 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
     const int64_t height = smoothing ? smoothing->height : (points + width - 1) / width;
     const int64_t image = smoothing ? height * width : points;
     const int64_t blocks = (height + rows_at_once - 1) / rows_at_once;
-    const int64_t images = points / image, size = vertices * stride();
+    const int64_t images = points / image;
     std::atomic<bool> finite{true};
     parallel(space.threads, [&](Team& team, int thread) {
-        const T* vertex_values = nullptr;
-        if (messages && vertices) {
+        for (size_t which = 0; messages && which < lattices.size(); which++) {
             // Add up what the threads splatted, and blur it: to and fro between `blurred`, where it is to end, and the
             // first thread's vertices, which are free from then on.
-            T* sums = space.blurred.data();
-            T* other = space.splat[0].data();
-            if (axes * order % 2) std::swap(sums, other);
-            const Range range = share(size, thread, team.threads);
+            const MessageLattice<T>& lattice = lattices[which];
+            Vertices& of = space.vertices[which];
+            T* sums = of.blurred.data();
+            T* other = of.splat[0].data();
+            if (lattice.axes * lattice.order % 2) std::swap(sums, other);
+            const Range range = share(lattice.vertices * stride(), thread, team.threads);
             for (int64_t i = range.begin; i < range.end; i++) {
-                T total = space.splat[0][size_t(i)];
-                for (size_t part = 1; part < space.splat.size(); part++) total += space.splat[part][size_t(i)];
+                T total = of.splat[0][size_t(i)];
+                for (size_t part = 1; part < of.splat.size(); part++) total += of.splat[part][size_t(i)];
                 sums[i] = total;
             }
-            vertex_values = blur(team, thread, sums, other, links, vertices, axes, order, stride(), scale, false);
+            blur(team, thread, sums, other, lattice.links, lattice.vertices, lattice.axes, lattice.order, stride(),
+                 lattice.scale, false);
         }
         // Work for as many threads as there are splats; fewer may have come.
         for (int part = thread; part < space.threads; part += team.threads) {
-            T* splat_to = nullptr;
-            if (more && vertices) {
-                splat_to = space.splat[size_t(part)].data();
-                std::fill_n(splat_to, size, T(0));
-            }
+            for (size_t which = 0; more && which < lattices.size(); which++)
+                std::fill_n(space.vertices[which].splat[size_t(part)].data(), lattices[which].vertices * stride(), T(0));
             Vector<T> excess{};  // zero as long as all is finite, NaN from then on
             Strip at;
             at.previous = messages ? previous : nullptr;
             at.next = next;
             at.updated = updated;
-            at.vertex_values = vertex_values;
-            at.splat_to = splat_to;
+            at.vertices = space.vertices.data();
+            at.part = size_t(part);
             at.scratch = space.scratch[size_t(part)].data();
             at.many = space.many[size_t(part)].data();
             at.more = more;
@@ -179,12 +195,10 @@ bool MeanField<T>::step(const T* previous, T* next, T* updated, bool messages, b
 template <typename T>
 template <int NV>
 void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
-    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, many, more] = at;
+    const auto [first, count, end, smoothed, previous, next, updated, vertices, part, scratch, many, more] = at;
     constexpr int L = lanes<T>;
     // Copies, which the compiler knows not to change.
-    const int corners = this->corners;
-    const T *const weights = this->weights, *const unary = logits, *const reward = this->reward;
-    const int32_t *const cell = this->cell, *const cell_vertices = this->cell_vertices;
+    const T *const unary = logits, *const reward = this->reward;
     const int nv = NV ? NV : int(stride() / L);
     const int64_t K = labels, width = stride(), all = points * K;
     const int last_lanes = int(K - (nv - 1) * L);
@@ -206,20 +220,27 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
 
     // Short loops, so that the processor works at several points at once.
     T* const message = scratch;
-    if (previous)
-        for (int64_t x = 0; x < count; x++) {
-            const int64_t i = first + x;
-            for (int v = 0; v < nv; v++) u[v] = Vector<T>{};
-            if (vertex_values) {
-                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-                const T* w = weights + i * corners;
-                const T factor = left ? left[i] : T(1);
-                each_corner(corners, [&](int p) {
-                    const T* from = vertex_values + vertex[p] * width;
+    if (previous) {
+        for (size_t which = 0; which < lattices.size(); which++) {
+            const MessageLattice<T> lattice = lattices[which];
+            const T* const values = vertices[which].blurred.data();
+            for (int64_t x = 0; x < count; x++) {
+                const int64_t i = first + x;
+                for (int v = 0; v < nv; v++) u[v] = which ? load(message + x * width + v * L) : Vector<T>{};
+                const int32_t* vertex = lattice.vertices_of(i);
+                const T* w = lattice.weights_of(i);
+                const T factor = lattice.left ? lattice.left[i] : T(1);
+                each_corner(lattice.corners, [&](int p) {
+                    const T* from = values + vertex[p] * width;
                     const T weight = factor * w[p];
                     for (int v = 0; v < nv; v++) u[v] += weight * load(from + v * L);
                 });
+                for (int v = 0; v < nv; v++) store(message + x * width + v * L, u[v]);
             }
+        }
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            for (int v = 0; v < nv; v++) u[v] = lattices.empty() ? Vector<T>{} : load(message + x * width + v * L);
             if (smoothed) {
                 const T* from = smoothed + x * smoothing->stride;
                 for (int v = 0; v < nv; v++) u[v] += smoothing_weight * load(from + v * L);
@@ -228,6 +249,7 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
                 for (int v = 0; v < nv; v++) u[v] -= own[i] * read(previous, i * K, v);
             for (int v = 0; v < nv; v++) store(message + x * width + v * L, u[v]);
         }
+    }
 
     // Softmax: the largest logit and the sum of exponentials of as many points at once as a vector has lanes.
     T* const partial = scratch + strip * width;  // (strip, lanes): of each point, the lanes that are left
@@ -278,37 +300,47 @@ void MeanField<T>::labels_of(const Strip& at, Vector<T>& excess) const {
         for (int v = 0; v < nv; v++) {
             u[v] = of_point[x] * load(message + x * width + v * L);
             write(next, i * K, v, u[v]);
+            store(message + x * width + v * L, u[v]);
         }
-        if (!splat_to) continue;
-        if (right)
-            for (int v = 0; v < nv; v++) u[v] *= right[i];
-        const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-        const T* w = weights + i * corners;
-        each_corner(corners, [&](int p) {
-            T* to = splat_to + vertex[p] * width;
-            for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
-        });
+    }
+    for (size_t which = 0; more && which < lattices.size(); which++) {
+        const MessageLattice<T> lattice = lattices[which];
+        T* const splat_to = vertices[which].splat[part].data();
+        for (int64_t x = 0; x < count; x++) {
+            const int64_t i = first + x;
+            const T factor = lattice.right ? lattice.right[i] : T(1);
+            for (int v = 0; v < nv; v++) u[v] = factor * load(message + x * width + v * L);
+            const int32_t* vertex = lattice.vertices_of(i);
+            const T* w = lattice.weights_of(i);
+            each_corner(lattice.corners, [&](int p) {
+                T* to = splat_to + vertex[p] * width;
+                for (int v = 0; v < nv; v++) store(to + v * L, load(to + v * L) + w[p] * u[v]);
+            });
+        }
     }
 }
 
 template <typename T>
 void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
-    const auto [first, count, end, smoothed, previous, next, updated, vertex_values, splat_to, scratch, many, more] = at;
+    const auto [first, count, end, smoothed, previous, next, updated, vertices, part, scratch, many, more] = at;
     T* difference = scratch;
     for (int64_t x = 0; x < count; x++) {
         const int64_t i = first + x;
         difference[x] = logits[2 * i + 1] - logits[2 * i];
     }
     if (previous) {
-        if (vertex_values)
+        for (size_t which = 0; which < lattices.size(); which++) {
+            const MessageLattice<T> lattice = lattices[which];
+            const T* const values = vertices[which].blurred.data();
             for (int64_t x = 0; x < count; x++) {
                 const int64_t i = first + x;
-                const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-                const T* w = weights + i * corners;
+                const int32_t* vertex = lattice.vertices_of(i);
+                const T* w = lattice.weights_of(i);
                 T total = 0;
-                each_corner(corners, [&](int p) { total += w[p] * vertex_values[vertex[p]]; });
-                difference[x] += left ? left[i] * total : total;
+                each_corner(lattice.corners, [&](int p) { total += w[p] * values[vertex[p]]; });
+                difference[x] += lattice.left ? lattice.left[i] * total : total;
             }
+        }
         if (smoothed)
             for (int64_t x = 0; x < count; x++) difference[x] += smoothing_weight * smoothed[x];
         if (own)
@@ -337,14 +369,17 @@ void MeanField<T>::pairs_of(const Strip& at, Vector<T>& excess) const {
             next[2 * (first + x + k) + 1] = one[k];
         }
     }
-    if (splat_to)
+    for (size_t which = 0; more && which < lattices.size(); which++) {
+        const MessageLattice<T> lattice = lattices[which];
+        T* const splat_to = vertices[which].splat[part].data();
         for (int64_t x = 0; x < count; x++) {
             const int64_t i = first + x;
-            const int32_t* vertex = cell_vertices + int64_t(cell[i]) * corners;
-            const T* w = weights + i * corners;
-            const T value = right ? right[i] * next[i] : next[i];
-            each_corner(corners, [&](int p) { splat_to[vertex[p]] += w[p] * value; });
+            const int32_t* vertex = lattice.vertices_of(i);
+            const T* w = lattice.weights_of(i);
+            const T value = lattice.right ? lattice.right[i] * next[i] : next[i];
+            each_corner(lattice.corners, [&](int p) { splat_to[vertex[p]] += w[p] * value; });
         }
+    }
 }
 
 }  // namespace hdcrf

@@ -5,9 +5,11 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "argmax.hpp"
 #include "grid_product.hpp"
@@ -90,7 +92,7 @@ template <typename T>
 class MeanFieldRun {
 public:
     MeanFieldRun(
-        Array<T> logits, std::optional<nb::tuple> lattice, std::optional<nb::tuple> smoothing,
+        Array<T> logits, std::vector<nb::tuple> lattices, std::optional<nb::tuple> smoothing,
         std::optional<Array<T>> own, std::optional<Array<T>> reward, int threads
     )
         : logits_(logits), own_(own) {
@@ -106,25 +108,17 @@ public:
                 std::copy_n(reward->data() + row * field_.labels, field_.labels, &reward_[size_t(row * field_.stride())]);
             field_.reward = reward_.data();
         }
-        if (lattice) {
-            const nb::tuple& of = *lattice;
-            cell_ = nb::cast<Array<int32_t>>(of[0]);
-            cell_vertices_ = nb::cast<Array<int32_t>>(of[1]);
-            weights_ = nb::cast<Array<T>>(of[2]);
-            links_ = nb::cast<Array<int32_t>>(of[3]);
-            left_ = nb::cast<std::optional<Array<T>>>(of[4]);
-            right_ = nb::cast<std::optional<Array<T>>>(of[5]);
-            field_.order = nb::cast<int>(of[6]);
-            field_.scale = nb::cast<T>(of[7]);
-            field_.cell = cell_.data();
-            field_.cell_vertices = cell_vertices_.data();
-            field_.corners = int(weights_.shape(1));
-            field_.weights = weights_.data();
-            field_.links = links_.data();
-            field_.axes = int(links_.shape(0));
-            field_.vertices = int64_t(links_.shape(1));
-            field_.left = pointer(left_);
-            field_.right = pointer(right_);
+        for (const nb::tuple& of : lattices) {
+            const LatticeArrays& arrays = lattices_.emplace_back(LatticeArrays{
+                nb::cast<Array<int32_t>>(of[0]), nb::cast<Array<int32_t>>(of[1]), nb::cast<Array<int32_t>>(of[3]),
+                nb::cast<Array<T>>(of[2]), nb::cast<std::optional<Array<T>>>(of[4]),
+                nb::cast<std::optional<Array<T>>>(of[5])
+            });
+            field_.lattices.push_back({
+                int64_t(arrays.links.shape(1)), int(arrays.weights.shape(1)), int(arrays.links.shape(0)),
+                nb::cast<int>(of[6]), arrays.cell.data(), arrays.cell_vertices.data(), arrays.weights.data(),
+                arrays.links.data(), pointer(arrays.left), pointer(arrays.right), nb::cast<T>(of[7])
+            });
         }
         if (smoothing) {
             const nb::tuple& of = *smoothing;
@@ -147,12 +141,17 @@ public:
     int64_t channels() const { return field_.channels(); }
 
 private:
+    struct LatticeArrays {
+        Array<int32_t> cell, cell_vertices, links;
+        Array<T> weights;
+        std::optional<Array<T>> left, right;
+    };
+
     Array<T> logits_;
     std::optional<Array<T>> own_;
     std::vector<T> reward_;
-    Array<int32_t> cell_, cell_vertices_, links_;
-    Array<T> weights_, factors_[6];
-    std::optional<Array<T>> left_, right_;
+    std::vector<LatticeArrays> lattices_;
+    Array<T> factors_[6];
     std::unique_ptr<Smoothing<T>> smoothing_;
     MeanField<T> field_;
     typename MeanField<T>::Workspace space_;
@@ -449,9 +448,9 @@ void define(nb::module_& module, const char* mean_field) {
     nb::class_<MeanFieldRun<T>>(module, mean_field)
         .def(
             nb::init<
-                Array<T>, std::optional<nb::tuple>, std::optional<nb::tuple>, std::optional<Array<T>>,
+                Array<T>, std::vector<nb::tuple>, std::optional<nb::tuple>, std::optional<Array<T>>,
                 std::optional<Array<T>>, int>(),
-            nb::arg("logits"), nb::arg("lattice").none(), nb::arg("smoothing").none(), nb::arg("own").none(),
+            nb::arg("logits"), nb::arg("lattices"), nb::arg("smoothing").none(), nb::arg("own").none(),
             nb::arg("reward").none(), nb::arg("threads")
         )
         .def(

@@ -12,7 +12,8 @@ from oracles import relative_error
 
 import voxel.backend
 from benchmarks.inputs import network_probabilities, photo
-from hdcrf import DenseCRF, build_filter, gaussian_filter, refine
+from hdcrf import Compatibility, DenseCRF, build_filter, gaussian_filter, refine
+from hdcrf.fused import fused_mean_field
 from hdcrf.mean_field import mean_field
 from hdcrf.pairwise import SmoothnessKernel, pairwise_kernel
 from lattice import PermutohedralLattice
@@ -729,20 +730,57 @@ class TestThreads:
         assert during >= 3
 
 
-def test_two_kernels_of_a_kind_take_the_reference_loop():
-    logits, guide = images(3)
-    crf = DenseCRF(3, backend="native")
-    first = crf._kernels(guide)
-    rows = logits.permute(0, 2, 3, 1).reshape(-1, 3)
-    both_twice = [*first, pairwise_kernel(build_filter(torch.rand(len(rows), 2)), 0.5, "symmetric")]
-    with torch.no_grad():
-        result = mean_field(rows, both_twice, crf.compatibility, iterations=2).marginals
-        crf.backend = "reference"
-        slow = [
-            *crf._kernels(guide),
+class TestSeveralKernels:
+    SHAPE = (1, 17, 70)  # rows longer than a strip of the kernel
+
+    def kernels(self, backend, dtype, lattices, smoothings):
+        torch.manual_seed(0)
+        points = math.prod(self.SHAPE)
+        normalizations = itertools.cycle(("symmetric", "before", "after", "none"))
+        kernels = [
             pairwise_kernel(
-                build_filter(both_twice[2].operator.features, backend="reference"), 0.5, "symmetric"
-            ),
+                build_filter(torch.rand(points, d, dtype=dtype) * 4, backend=backend, order=d % 2 + 1),
+                3.0 if normalization != "none" else 0.03,
+                normalization,
+            )
+            for d, normalization in zip(range(1, lattices + 1), normalizations, strict=False)
         ]
-        expected = mean_field(rows, slow, crf.compatibility, iterations=2).marginals
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+        for sigma in range(1, smoothings + 1):
+            bandwidth = torch.tensor(float(sigma), dtype=dtype)
+            kernels.append(SmoothnessKernel(self.SHAPE, bandwidth, 2.0, "symmetric", backend=backend))
+        return kernels
+
+    def compare(self, labels, lattices, smoothings, dtype, natively):
+        torch.manual_seed(1)
+        logits = torch.randn(math.prod(self.SHAPE), labels, dtype=dtype)
+        compatibility = Compatibility(labels)
+
+        def inference(backend):
+            kernels = self.kernels(backend, dtype, lattices, smoothings)
+            if backend == "native":
+                assert (fused_mean_field(logits, kernels, compatibility, None) is not None) == natively
+            return mean_field(logits, kernels, compatibility, iterations=3).marginals
+
+        with torch.no_grad():
+            expected, result = both(inference)
+        torch.testing.assert_close(result, expected, rtol=0, atol=2 * TOLERANCE[dtype])
+
+    @pytest.mark.parametrize("labels", [1, 2, 3, 8, 21, 40])
+    @pytest.mark.parametrize(("lattices", "smoothings"), [(2, 0), (2, 1), (4, 1)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_lattices(self, labels, lattices, smoothings, dtype):
+        self.compare(labels, lattices, smoothings, dtype, natively=True)
+
+    @pytest.mark.parametrize("labels", [2, 5])
+    def test_two_smoothness_kernels_take_the_reference_loop(self, labels):
+        self.compare(labels, 1, 2, torch.float32, natively=False)
+
+    def test_training_of_two_lattices_takes_the_reference_loop(self):
+        def gradient(backend):
+            logits = torch.linspace(-1, 1, 3 * math.prod(self.SHAPE)).view(-1, 3).requires_grad_()
+            kernels = self.kernels(backend, torch.float32, 2, 0)
+            marginals = mean_field(logits, kernels, Compatibility(3), iterations=2).marginals
+            return torch.autograd.grad(marginals[:, 0].sum(), logits)[0]
+
+        expected, result = both(gradient)
+        assert relative_error(result, expected) < TOLERANCE[torch.float32]
