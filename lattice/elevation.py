@@ -6,7 +6,8 @@ are orthonormal, and the scale makes the whole filter's variance one.
 
 Reference: Adams, Baek, Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice,
 Eurographics 2010, section 3.1. We use an orthonormal basis of H_d directly, and a scale for any number
-of rounds of blur.
+of rounds of blur. Sums and products are rounded in the order of their code and Krähenbühl and Koltun's, so
+that all of them put a point near the border of two simplices on the same side.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-from voxel.precision import full_precision
 from voxel.splat_blur_slice import power
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "calibration",
     "elevate",
     "elevation_matrix",
+    "elevation_scales",
     "filter_variance",
     "lattice_scale",
     "variance_calibration",
@@ -73,9 +74,17 @@ def elevation_matrix(dimension: int) -> Tensor:
     return matrix
 
 
-@full_precision
+def elevation_scales(dimension: int, order: int, dtype: torch.dtype) -> Tensor:
+    """Return what each feature is multiplied by, (d,): the scale of the lattice over √((i+1)(i+2))."""
+    scale = torch.tensor(lattice_scale(dimension, order), dtype=dtype).to(torch.float64)
+    first = torch.arange(1, dimension + 1, dtype=torch.float64)
+    return (scale * (1 / (first * (first + 1)).sqrt())).to(dtype)
+
+
 def elevate(features: Tensor, order: int = 1) -> Tensor:
     """Elevate features onto H_d, scaled for a number of rounds of blur.
+
+    With s_i the scaled features, coordinate k is Σ_{i ≥ k} s_i - k s_{k-1}: a product with E, in one sweep.
 
     Args:
         features: (N, d) floating, in units of one standard deviation.
@@ -85,5 +94,12 @@ def elevate(features: Tensor, order: int = 1) -> Tensor:
         (d+1, N): one row a coordinate, so that the arithmetic on coordinates runs over contiguous rows.
     """
     dimension = features.shape[1]
-    matrix = elevation_matrix(dimension) * lattice_scale(dimension, order)
-    return matrix.to(features) @ features.T
+    scales = elevation_scales(dimension, order, features.dtype).to(features.device)
+    scaled = features.T * scales[:, None]
+    total = torch.zeros_like(scaled[0])
+    coordinates = []
+    for k in range(dimension, 0, -1):
+        own = k * scaled[k - 1]  # by itself: fused with the difference it would be rounded otherwise
+        coordinates.append(total - own)
+        total = total + scaled[k - 1]
+    return torch.stack([total, *reversed(coordinates)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lattice.elevation import calibration, elevate, elevation_matrix, lattice_scale
+from lattice.elevation import calibration, elevate, elevation_matrix, elevation_scales, lattice_scale
 from lattice.self_term import corner_kernel, follows_all_sets
 from lattice.simplex import barycentric_weights, corner_coordinates, enclosing_simplex
 from voxel.backend import kernels
@@ -90,11 +90,11 @@ class PermutohedralLattice(SplatBlurSlice):
         """Build what the reference builds; cells may occur twice, where two threads found one."""
         self._check_range("features", self.features)
         features, size = self.features, self.dimension + 1
-        elevation = elevation_matrix(self.dimension) * lattice_scale(self.dimension, self.order)
+        scales = elevation_scales(self.dimension, self.order, features.dtype)
         batch = None if self.batch is None else self.batch.to(torch.int32).contiguous()
         for seed in range(_HASH_ATTEMPTS):
             built = kernels().permutohedral(
-                features.detach(), elevation.to(features), batch, self.halo, seed, torch.get_num_threads()
+                features.detach(), scales, batch, self.halo, seed, torch.get_num_threads()
             )
             if built is not None:
                 break

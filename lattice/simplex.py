@@ -36,7 +36,7 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor]:
         rank: (d+1, N) int8 (int16 in more than 40 dimensions), each column a permutation of 0 … d.
     """
     size = elevated.shape[0]
-    base = torch.round(elevated / size)
+    base = torch.round(elevated * (1 / size))
     difference = torch.sub(elevated, base, alpha=size)
     base = base.to(torch.int32)
     excess = base.sum(0, dtype=torch.int32)

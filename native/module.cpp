@@ -58,9 +58,9 @@ Points<T> points_of(const Matrix<T>& features) {
 
 template <typename T>
 nb::object build_permutohedral(
-    Matrix<T> features, Array<T> elevation, std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
+    Matrix<T> features, Array<T> scales, std::optional<Array<int32_t>> batch, int halo, uint64_t seed, int threads
 ) {
-    PermutohedralBuild<T> lattice(points_of<T>(features), elevation.data(), pointer(batch), seed);
+    PermutohedralBuild<T> lattice(points_of<T>(features), scales.data(), pointer(batch), seed);
     const size_t size = size_t(features.shape(1)) + 1, points = size_t(features.shape(0));
     Buffer<int32_t> links;
     bool distinct;
@@ -317,7 +317,7 @@ void define(nb::module_& module, const char* mean_field) {
         nb::arg("features"), nb::arg("low").noconvert(), nb::arg("high").noconvert(), nb::arg("threads"), Released()
     );
     module.def(
-        "permutohedral", &build_permutohedral<T>, nb::arg("features"), nb::arg("elevation"), nb::arg("batch").none(),
+        "permutohedral", &build_permutohedral<T>, nb::arg("features"), nb::arg("scales"), nb::arg("batch").none(),
         nb::arg("halo"), nb::arg("seed"), nb::arg("threads")
     );
     module.def(

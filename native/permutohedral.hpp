@@ -51,10 +51,10 @@ void each_of(int count, const Work& work) {
 template <typename T>
 class PermutohedralBuild {
 public:
-    // Of points, from the (d+1, d) elevation, and their (N,) batch indices or null; the seed is that of the random
-    // multipliers.
-    PermutohedralBuild(Points<T> features, const T* elevation, const int32_t* batch, uint64_t seed)
-        : features(features), points(features.count), dimension(features.dimension), elevation(elevation), batch(batch),
+    // Of points, from the (d,) scales of the elevation, and their (N,) batch indices or null; the seed is that of the
+    // random multipliers.
+    PermutohedralBuild(Points<T> features, const T* scales, const int32_t* batch, uint64_t seed)
+        : features(features), points(features.count), dimension(features.dimension), scales(scales), batch(batch),
           seed(seed) {}
 
     // What comes out.
@@ -75,7 +75,7 @@ private:
     const Points<T> features;
     const int64_t points;
     const int dimension;
-    const T* const elevation;
+    const T* const scales;
     const int32_t* const batch;
     const uint64_t seed;
 
@@ -192,24 +192,37 @@ private:
     }
 };
 
+// A product, rounded by itself: fused with the sum that it is part of, it would put points near the border of two
+// simplices on another side than the reference does.
+template <typename T>
+inline Vector<T> rounded(Vector<T> product) {
+#if defined(__AVX__)
+    __asm__("" : "+x"(product));
+#else
+    __asm__("" : "+m"(product));
+#endif
+    return product;
+}
+
 template <typename T>
 template <int D>
 void PermutohedralBuild<T>::elevate(int64_t first, int count, Vector<T>* elevated) const {
-    const int dimension = D ? D : this->dimension, size = dimension + 1;
+    const int dimension = D ? D : this->dimension;
     const int64_t point_stride = features.point_stride;
+    Vector<T> total{};
 #pragma GCC unroll 8
-    for (int k = 0; k < size; k++) elevated[k] = Vector<T>{};
-#pragma GCC unroll 8
-    for (int j = 0; j < dimension; j++) {
+    for (int k = dimension; k > 0; k--) {
         Vector<T> feature{};
-        const T* from = features.data + first * point_stride + j * features.feature_stride;
+        const T* from = features.data + first * point_stride + (k - 1) * features.feature_stride;
         if (point_stride == 1 && count == block)
             feature = load(from);
         else
             for (int i = 0; i < count; i++) feature[i] = from[i * point_stride];
-#pragma GCC unroll 8
-        for (int k = 0; k < size; k++) elevated[k] += elevation[k * dimension + j] * feature;
+        const Vector<T> scaled = rounded<T>(scales[k - 1] * feature);
+        elevated[k] = total - rounded<T>(T(k) * scaled);
+        total += scaled;
     }
+    elevated[0] = total;
 }
 
 template <typename T>
@@ -236,8 +249,9 @@ void PermutohedralBuild<T>::make_key(int halo, int threads) {
     unsigned __int128 product = unsigned(size);
     for (int j = 0; j < dimension; j++) {
         double lowest = 0, highest = 0;
-        for (int i = 0; i < dimension; i++) {
-            const double e = elevation[j * dimension + i], at_low = e * low[size_t(i)], at_high = e * high[size_t(i)];
+        for (int i = std::max(j - 1, 0); i < dimension; i++) {  // what coordinate j is a sum of
+            const double e = i < j ? -double(j) * scales[i] : scales[i];
+            const double at_low = e * low[size_t(i)], at_high = e * high[size_t(i)];
             lowest += std::min(at_low, at_high);
             highest += std::max(at_low, at_high);
         }
@@ -288,10 +302,10 @@ void PermutohedralBuild<T>::enclose(int64_t first, int count, int at, Enclosing&
     Vector<T> excess{};
 #pragma GCC unroll 8
     for (int k = 0; k < size; k++) {
-        const Vector<T> rounded = nearest<T>(elevated[k] * inverse);
-        base[k] = __builtin_convertvector(rounded, Integers<T>);
-        difference[k] = elevated[k] - rounded * T(size);
-        excess += rounded;
+        const Vector<T> multiple = nearest<T>(rounded<T>(elevated[k] * inverse));
+        base[k] = __builtin_convertvector(multiple, Integers<T>);
+        difference[k] = elevated[k] - multiple * T(size);
+        excess += multiple;
         rank[k] = Integers<T>{} + (size - 1 - k);
     }
 #pragma GCC unroll 8

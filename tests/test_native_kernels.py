@@ -196,6 +196,15 @@ class TestLattice:
             features = features.repeat_interleave(2, 0)[::2]
         torch.testing.assert_close(build_filter(features, backend="native").degree(), expected)
 
+    @pytest.mark.parametrize("sigma", [1.0, 2.0, 3.0, 30.0])
+    def test_points_on_the_border_of_simplices(self, sigma):
+        # Multiples of one number: many coordinates are equal, or half-way, but for rounding.
+        image = torch.from_numpy(photo("coffee", 40, 56).astype(np.float32) // 8).flatten(0, 1)
+        rows, columns = torch.meshgrid(torch.arange(40), torch.arange(56), indexing="ij")
+        features = torch.cat([torch.stack([rows, columns], 2).flatten(0, 1) / sigma, image / sigma], 1)
+        for part in (features[:, :2].contiguous(), features):
+            assert_same_structure(*both(lambda backend, part=part: build_filter(part, backend=backend)))
+
     def test_no_points_and_one_point(self):
         for points in (0, 1):
             lattice = PermutohedralLattice(torch.zeros(points, 3), backend="native")
