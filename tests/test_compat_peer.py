@@ -1,0 +1,208 @@
+"""The drop-in against pydensecrf itself, in one process."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import hdcrf.compat.densecrf as ours
+import hdcrf.compat.utils as our_utils
+from benchmarks.inputs import network_probabilities, photo
+
+theirs = pytest.importorskip("pydensecrf.densecrf")
+their_utils = pytest.importorskip("pydensecrf.utils")
+
+BOTH = ((theirs, their_utils), (ours, our_utils))
+HEIGHT, WIDTH = 60, 80
+KERNELS = ("CONST_KERNEL", "DIAG_KERNEL", "FULL_KERNEL")
+NORMALIZATIONS = ("NO_NORMALIZATION", "NORMALIZE_BEFORE", "NORMALIZE_AFTER", "NORMALIZE_SYMMETRIC")
+
+# The contract. Worst seen over all cases: no label differs, marginals by 3e-6, and on average by 9e-9.
+LEAST_EQUAL, MOST_APART, MOST_APART_ON_AVERAGE = 0.999, 0.02, 1e-3
+
+
+def probabilities(name, labels):
+    """Return a network's probabilities for a photo, (K, H, W)."""
+    return np.ascontiguousarray(network_probabilities(name, HEIGHT, WIDTH, labels).transpose(2, 0, 1))
+
+
+def built(module, utils, name, labels, *, kernel="DIAG_KERNEL", normalization="NORMALIZE_SYMMETRIC",
+          generic=False, compat=None):  # fmt: skip
+    """Return a CRF over a photo, by the methods for pictures or by features."""
+    image = photo(name, HEIGHT, WIDTH)
+    options = {"kernel": getattr(module, kernel), "normalization": getattr(module, normalization)}
+    # Without normalisation messages are sums over hundreds of pixels.
+    smooth, bilateral = (0.02, 0.05) if normalization == "NO_NORMALIZATION" else (3, 10)
+    if compat is not None:
+        smooth, bilateral = compat
+    unary = utils.unary_from_softmax(probabilities(name, labels))
+    if generic:
+        crf = module.DenseCRF(HEIGHT * WIDTH, labels)
+        crf.setUnaryEnergy(unary)
+        gaussian = utils.create_pairwise_gaussian(sdims=(3, 3), shape=(HEIGHT, WIDTH))
+        crf.addPairwiseEnergy(gaussian, compat=smooth, **options)
+        features = utils.create_pairwise_bilateral(sdims=(30, 30), schan=(13, 13, 13), img=image, chdim=2)
+        crf.addPairwiseEnergy(features, compat=bilateral, **options)
+    else:
+        crf = module.DenseCRF2D(WIDTH, HEIGHT, labels)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(sxy=3, compat=smooth, **options)
+        crf.addPairwiseBilateral(sxy=30, srgb=13, rgbim=image, compat=bilateral, **options)
+    return crf
+
+
+def assert_alike(expected, result):
+    expected, result = np.asarray(expected), np.asarray(result)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
+    assert result.flags.f_contiguous == expected.flags.f_contiguous
+    apart = np.abs(result - expected)
+    assert apart.max() <= MOST_APART
+    assert apart.mean() <= MOST_APART_ON_AVERAGE
+    assert (result.argmax(0) == expected.argmax(0)).mean() >= LEAST_EQUAL
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee"])
+@pytest.mark.parametrize("labels", [2, 5, 21])
+@pytest.mark.parametrize("generic", [False, True], ids=["2d", "generic"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inference_steps_and_divergence(kernel, normalization, generic, labels, name):
+    crfs = [
+        built(*both, name, labels, kernel=kernel, normalization=normalization, generic=generic)
+        for both in BOTH
+    ]
+    expected, result = (np.array(crf.inference(5)) for crf in crfs)
+    assert_alike(expected, result)
+    start = probabilities(name, labels).reshape(labels, -1)
+    assert (expected.argmax(0) != start.argmax(0)).mean() > 0.005  # the CRF has done something
+
+    states = [crf.startInference() for crf in crfs]
+    assert_alike(states[0][0], states[1][0])
+    assert [np.array(empty).shape for empty in states[1][1:]] == [(0, 0), (0, 0)]
+    divergences = []
+    for _ in range(5):
+        theirs_now, ours_now = (crf.klDivergence(state[0]) for crf, state in zip(crfs, states, strict=True))
+        # Theirs adds up pairwise terms in float32. Worst seen: 5e-5.
+        assert ours_now == pytest.approx(theirs_now, rel=2e-4)
+        divergences.append(ours_now)
+        for crf, state in zip(crfs, states, strict=True):
+            crf.stepInference(*state)
+        assert_alike(states[0][0], states[1][0])
+    assert divergences[-1] < divergences[0]
+    if normalization == "NORMALIZE_SYMMETRIC":  # the kernel that mean field supposes
+        assert all(after < before for before, after in itertools.pairwise(divergences))
+    np.testing.assert_allclose(states[1][0], result, rtol=0, atol=1e-4)  # worst seen: 2e-6
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+@pytest.mark.parametrize("kind", ["number and vector", "vectors", "matrices", "vector and matrix"])
+def test_compatibilities(kind, labels):
+    random = np.random.default_rng(0)
+    vector = -random.uniform(1, 6, labels).astype(np.float32)
+    matrix = (random.uniform(0, 4, (labels, labels)) * (1 - np.eye(labels))).astype(np.float32)
+    compat = {
+        "number and vector": (3.0, vector),
+        "vectors": (vector, 2 * vector),
+        "matrices": (matrix, 2 * matrix.T.copy()),
+        "vector and matrix": (vector, matrix),
+    }[kind]
+    expected, result = (np.array(built(*both, "coffee", labels, compat=compat).inference(5)) for both in BOTH)
+    assert_alike(expected, result)
+
+
+def test_deviations_of_each_axis_and_channel():
+    image, unary = photo("coffee", HEIGHT, WIDTH), their_utils.unary_from_softmax(probabilities("coffee", 3))
+    marginals = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF2D(WIDTH, HEIGHT, 3)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(sxy=(2, 7), compat=3)
+        crf.addPairwiseBilateral(sxy=(20, 60), srgb=(5, 13, 30), rgbim=image, compat=10)
+        marginals.append(np.array(crf.inference(5)))
+    assert_alike(*marginals)
+
+
+def test_no_unary_and_no_pairwise_energy():
+    for prepare in (lambda crf: crf.addPairwiseGaussian(sxy=3, compat=3), lambda crf: None):
+        crfs = [module.DenseCRF2D(12, 9, 4) for module, _ in BOTH]
+        for crf in crfs:
+            prepare(crf)
+        assert_alike(*(np.array(crf.inference(3)) for crf in crfs))
+
+
+def test_logistic_unary():
+    random = np.random.default_rng(0)
+    weights, features = (random.normal(size=size).astype(np.float32) for size in ((3, 4), (4, 50)))
+    marginals = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF(50, 3)
+        crf.setUnary(module.LogisticUnary(weights, features))
+        marginals.append(np.array(crf.inference(0)))
+    assert_alike(*marginals)
+
+
+def test_constants():
+    for name in (*KERNELS, *NORMALIZATIONS):
+        assert int(getattr(ours, name)) == int(getattr(theirs, name))
+    for module, other in BOTH[::-1]:
+        public = {name for name in dir(module) if not name.startswith("_")} - {"Number", "eigen"}
+        assert public - set(dir(ours)) == set()
+        assert {name for name in vars(other) if not name.startswith("_")} - {
+            "np",
+            "Number",
+            "warning",
+        } <= set(dir(our_utils))
+    methods = {name for name in dir(theirs.DenseCRF2D) if not name.startswith("_")}
+    assert methods <= set(dir(ours.DenseCRF2D))
+
+
+class TestUtils:
+    @pytest.mark.parametrize("zero_unsure", [False, True])
+    def test_unary_from_labels(self, zero_unsure):
+        labels = np.random.default_rng(0).integers(0, 4 if zero_unsure else 3, (7, 5))
+        expected, result = (utils.unary_from_labels(labels, 3, 0.7, zero_unsure) for _, utils in BOTH)
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+        assert result.dtype == expected.dtype
+
+    @pytest.mark.parametrize("scale", [None, 0.8, 1.0])
+    @pytest.mark.parametrize("clip", [1e-5, 0.1, None])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_unary_from_softmax(self, scale, clip, dtype):
+        softmax = np.random.default_rng(0).dirichlet(np.ones(4), (3, 5)).transpose(2, 0, 1).astype(dtype)
+        expected, result = (utils.unary_from_softmax(softmax, scale, clip) for _, utils in BOTH)
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+        assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+
+    def test_older_names(self, caplog):
+        labels, softmax = np.array([0, 1, 2, 2]), np.array([[0.2, 0.5], [0.8, 0.5]])
+        for call in (
+            lambda utils: utils.compute_unary(labels, 2, 0.6),
+            lambda utils: utils.compute_unary(labels, 2),
+            lambda utils: utils.softmax_to_unary(softmax),
+            lambda utils: utils.softmax_to_unary(softmax, 0.7),
+        ):
+            expected = call(their_utils)
+            with pytest.warns(DeprecationWarning, match="is deprecated"):
+                result = call(our_utils)
+            np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4), (2, 3, 2, 3)])
+    def test_features(self, shape):
+        sdims = tuple(range(1, len(shape) + 1))
+        np.testing.assert_array_equal(
+            our_utils.create_pairwise_gaussian(sdims, shape),
+            their_utils.create_pairwise_gaussian(sdims, shape),
+        )
+        grey = np.random.default_rng(0).integers(0, 255, shape)
+        for image, schan, chdim in (
+            (grey, 3.0, -1),
+            (grey, (3.0,), -1),
+            (np.stack([grey] * 4, 0), (1, 2, 3, 4), 0),
+            (np.stack([grey] * 2, -1), 7, len(shape)),
+        ):
+            expected, result = (
+                utils.create_pairwise_bilateral(sdims, schan, image, chdim) for _, utils in BOTH
+            )
+            np.testing.assert_array_equal(result, expected)
+            assert result.dtype == expected.dtype
