@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import hdcrf
+import hdcrf.compat
 import hdcrf.gaussian
 import hdcrf.pac
 import hdcrf.relaxed
@@ -18,6 +19,12 @@ NAMES = {
         mean_field pairwise_kernel point_features points_in_blocks project_simplex refine round_labels
         transfer_labels trilateral_features video_features video_in_windows volume_features
         volume_in_blocks""",
+    hdcrf.compat: "densecrf eigen install utils",
+    hdcrf.compat.densecrf: """CONST_KERNEL ConstUnary DIAG_KERNEL DenseCRF DenseCRF2D FULL_KERNEL KernelType
+        LogisticUnary NORMALIZE_AFTER NORMALIZE_BEFORE NORMALIZE_SYMMETRIC NO_NORMALIZATION NormalizationType
+        Unary""",
+    hdcrf.compat.utils: """compute_unary create_pairwise_bilateral create_pairwise_gaussian softmax_to_unary
+        unary_from_labels unary_from_softmax""",
     hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF
         GaussianMeanFieldNetwork GridTerms LowRankTerms MultiResolutionTerms NotPositiveDefiniteError
         PairwiseTerms PottsMatrix SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms
@@ -79,6 +86,26 @@ SIGNATURES = {
     hdcrf.logits_from_probabilities: "probabilities dim=1 floor=1e-06",
     hdcrf.logits_from_labels: "labels num_labels gt_prob=0.7 dtype=torch.float32",
     hdcrf.labels_from_annotation: "annotation",
+    hdcrf.compat.densecrf.DenseCRF: "nvar nlabels _ __",
+    hdcrf.compat.densecrf.DenseCRF2D: "w h nlabels _ __",
+    hdcrf.compat.densecrf.DenseCRF.setUnaryEnergy: "self u f=None",
+    hdcrf.compat.densecrf.DenseCRF.addPairwiseEnergy: """self features compat
+        kernel=<KernelType.DIAG_KERNEL: 1> normalization=<NormalizationType.NORMALIZE_SYMMETRIC: 3>""",
+    hdcrf.compat.densecrf.DenseCRF2D.addPairwiseGaussian: """self sxy compat
+        kernel=<KernelType.DIAG_KERNEL: 1> normalization=<NormalizationType.NORMALIZE_SYMMETRIC: 3>""",
+    hdcrf.compat.densecrf.DenseCRF2D.addPairwiseBilateral: """self sxy srgb rgbim compat
+        kernel=<KernelType.DIAG_KERNEL: 1> normalization=<NormalizationType.NORMALIZE_SYMMETRIC: 3>""",
+    hdcrf.compat.densecrf.DenseCRF.inference: "self niter",
+    hdcrf.compat.densecrf.DenseCRF.startInference: "self",
+    hdcrf.compat.densecrf.DenseCRF.stepInference: "self Q tmp1 tmp2",
+    hdcrf.compat.densecrf.DenseCRF.klDivergence: "self Q",
+    hdcrf.compat.densecrf.DenseCRF.pairwiseEnergy: "self labels term=-1",
+    hdcrf.compat.utils.unary_from_labels: "labels n_labels gt_prob zero_unsure=True",
+    hdcrf.compat.utils.compute_unary: "labels M GT_PROB=0.5",
+    hdcrf.compat.utils.unary_from_softmax: "sm scale=None clip=1e-05",
+    hdcrf.compat.utils.softmax_to_unary: "sm GT_PROB=1",
+    hdcrf.compat.utils.create_pairwise_gaussian: "sdims shape",
+    hdcrf.compat.utils.create_pairwise_bilateral: "sdims schan img chdim=-1",
     hdcrf.gaussian.bilateral_solve: """operator target confidence smoothness=1.0 precondition=True
         tolerance=None max_iterations=None on_failure='raise'""",
     hdcrf.gaussian.BilateralSolver: """sigma_xy=4.0 sigma_rgb=8.0 smoothness=4.0 method='permutohedral'
