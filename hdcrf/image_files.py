@@ -5,8 +5,10 @@ Pillow is imported where it is used, so that `import hdcrf` does not need it.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hdcrf.files import InputError, Note, check_file, reason
+from hdcrf.thread_warnings import collected_warnings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["read_annotation", "read_photo", "write_labels", "write_picture"]
+__all__ = ["read_annotation", "read_label_picture", "read_photo", "write_labels", "write_picture"]
 
 LARGE = 1 << 26
 """Photos of more pixels are read, with a remark: Pillow by itself warns at 89 million and gives up at 179."""
@@ -33,6 +36,10 @@ _MANY_COLOURS = 32
 _ORIENTATION = 0x0112  # EXIF tag
 _COLOUR_FORMATS = ("RGB", "L", "1", "P")
 _TRANSPARENT_FORMATS = ("RGBA", "LA", "PA", "RGBa", "La")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0..255
+_limit_lock = threading.Lock()
+_unlimited = 0  # how many threads are reading without Pillow's limit
+_limit: int | None = None  # which it was
 
 
 def read_photo(
@@ -117,6 +124,53 @@ def read_annotation(path: Path, shape: tuple[int, int], *, note: Note = warnings
     return annotation
 
 
+def read_label_picture(
+    role: str, path: Path, shape: tuple[int, int]
+) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], NDArray[np.uint8] | None]:
+    """Read a PNG whose pixel values are labels: the indices of a palette, or grey of up to 16 bits.
+
+    Args:
+        role: What it is called in messages.
+        path: The file.
+        shape: (H, W) of the photo that it belongs to.
+
+    Returns:
+        values: (H, W).
+        palette: (P, 3) the colours of the values 0 … P-1; None where they are grey.
+
+    Raises:
+        InputError: If the file is missing, broken, of another size, no PNG, or in colours.
+    """
+    steps = [1]
+
+    def check(image: Image) -> None:
+        if image.format != "PNG":
+            raise InputError(
+                f"{role} {path} is {image.format}, not PNG; save labels without loss, as PNG with a palette "
+                "or in grey"
+            )
+        if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+            raise InputError(
+                f"{role} {path} is a picture of kind {image.mode!r}, in which labels are no numbers; save it "
+                "with a palette or in grey, one value a label"
+            )
+        if image.size != shape[::-1]:
+            raise InputError(
+                f"{role} {path} is {image.size[0]} x {image.size[1]} pixels, but the photo is "
+                f"{shape[1]} x {shape[0]}; save it in the photo's size"
+            )
+        tiles = getattr(image, "tile", None)
+        steps[0] = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1
+
+    image, _ = _decode(role, path, check)
+    palette = None
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16), palette
+    return np.asarray(image).astype(np.uint8) // np.uint8(steps[0]), palette
+
+
 def _check_colours(path: Path, annotation: NDArray[np.uint8], note: Note) -> None:
     packed = annotation.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
     colours = np.unique(packed)
@@ -187,20 +241,17 @@ def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Imag
 
     check_file(role, path)
     remarks = []
-    # Size is for `check` to judge: Pillow's own limit for all files is lifted while this one is read.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings(record=True) as complaints:
-            warnings.simplefilter("always")
-            with Image.open(path) as image:
-                check(image)
-                if getattr(image, "n_frames", 1) > 1:
-                    remarks.append("only the first of its frames is used")
-                if image.mode == "RGB" and ";16" in str(getattr(image, "tile", "")):
-                    remarks.append("16 bits a channel reduced to the upper 8")
-                image.load()
-                if image.getexif().get(_ORIENTATION, 1) != 1:
-                    remarks.append("turned upright as its orientation tag says")
+        with collected_warnings() as complaints, _without_limit(), Image.open(path) as image:
+            check(image)
+            if getattr(image, "n_frames", 1) > 1:
+                remarks.append("only the first of its frames is used")
+            if image.mode == "RGB" and ";16" in str(getattr(image, "tile", "")):
+                remarks.append("16 bits a channel reduced to the upper 8")
+            image.load()
+            upright: Image.Image = image
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                remarks.append("turned upright as its orientation tag says")
                 upright = ImageOps.exif_transpose(image)
     except (InputError, MemoryError):
         raise
@@ -212,9 +263,26 @@ def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Imag
         raise InputError(
             f"{role} {path} cannot be read: {reason(error)}; it may be damaged, save it again"
         ) from error
+    return upright, remarks + complaints
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    """Lift Pillow's limit for all files while one is read, in any thread: size is for us to judge."""
+    from PIL import Image
+
+    global _limit, _unlimited
+    with _limit_lock:
+        if _unlimited == 0:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _unlimited += 1
+    try:
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    return upright, remarks + [str(complaint.message) for complaint in complaints]
+        with _limit_lock:
+            _unlimited -= 1
+            if _unlimited == 0:
+                Image.MAX_IMAGE_PIXELS = _limit
 
 
 def _rgb(role: str, path: Path, image: Image, note: Note) -> NDArray[np.uint8]:
