@@ -10,6 +10,7 @@ Needs `pip install "hdcrf[batch]" scikit-image`, which brings the photos; a scre
 Chromium.
 """
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -136,14 +137,17 @@ def refine_pair(pair: Pair, output: Path, settings: dict[str, float]) -> Outcome
 def take_screenshot(page: Path, path: Path) -> None:
     """Write a picture of the upper part of a page, with few enough colours to be small."""
     from PIL import Image
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        raise click.ClickException("--screenshot needs Chromium, and Playwright: pip install playwright")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"], headless=True
-        )
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1200, "height": 1620})
         opened.goto(page.resolve().as_uri())
+        opened.locator("#order").select_option("gained")  # different photos first
         opened.screenshot(path=path)
         browser.close()
     with Image.open(path) as image:

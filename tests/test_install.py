@@ -93,6 +93,7 @@ def test_without_a_compiler(sources, tmp_path):
     assert name.endswith("-none-any.whl")
     assert "The compiled kernels could not be built" in output
     assert not list((unpacked / "voxel").glob("_native*"))
+    assert (unpacked / "hdcrf" / "folders" / "report.html").is_file()
     information = python(unpacked, REFINE)
     assert "compiled kernels, on the CPU: not used, they were not built" in information
     forced = """

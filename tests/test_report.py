@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ def make_outcome(
     folder, stem, *, gain=0.2, shape=(60, 80), values=(0, 1, 2), probabilities=False, ground_truth=True
 ):
     """Write the files of an image of stripes, whose labels get better by so much."""
-    drawn = np.random.default_rng([*stem.encode()])
+    drawn = np.random.default_rng([*map(ord, stem)])
     truth = np.array(values)[np.arange(shape[1]) * len(values) // shape[1]][None].repeat(shape[0], 0)
     wrong = np.array(values)[drawn.integers(0, len(values), shape)]
     chance = drawn.random(shape)
@@ -81,7 +80,7 @@ class TestFile:
     def test_pictures_show_the_files(self, tmp_path):
         outcome = make_outcome(tmp_path, "a", values=(0, 3, 5), probabilities=True)
         page, held = written([outcome])
-        assert held == "1 images, 1 of them with pictures"
+        assert held == "1 image, 1 with pictures"
         (card,) = data_of(page)["cards"]
         assert card["problems"] == []
         assert card["ratio"] == pytest.approx(80 / 60, abs=1e-4)
@@ -196,6 +195,12 @@ class TestFile:
             assert page.lower().count(text) == clean.lower().count(text)
         assert data_of(page)["rows"][0][0] == HOSTILE
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+
+    def test_names_that_are_no_text(self, tmp_path):
+        # What Python makes of a file name that is not UTF-8.
+        page, _ = written([make_outcome(tmp_path, "a\udcff")], title="b\udcff")
+        assert data_of(page)["rows"][0][0] == "a\udcff"
+        assert "<title>b?</title>" in page
 
     def test_many_images_are_a_small_file(self, tmp_path):
         one = make_outcome(tmp_path, "a")
@@ -494,9 +499,3 @@ class TestInABrowser:
         page = open_page([make_outcome(tmp_path, "a", shape=(40, 2000), values=values)])
         assert page.locator("#bars li").count() == 40
         assert "The 40 most frequent of 1,000 labels" in page.locator("#bars-note").inner_text()
-
-
-def test_the_template_is_beside_the_code():
-    import hdcrf.folders
-
-    assert (Path(hdcrf.folders.__file__).parent / "report.html").is_file()

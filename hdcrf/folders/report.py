@@ -86,7 +86,7 @@ def write_report(
         "differences": ["#" + bytes(colour).hex() for colour in _DIFFERENCES],
     }
     file.write(_page(title, data))
-    return f"{len(outcomes)} images, {len(cards)} of them with pictures"
+    return f"{len(outcomes)} image{'' if len(outcomes) == 1 else 's'}, {len(cards)} with pictures"
 
 
 def _page(title: str, data: object) -> bytes:
