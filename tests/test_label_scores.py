@@ -109,6 +109,8 @@ class TestOneImage:
             truth = np.array([values], np.int64)[0][np.eye(6, dtype=int)]
             labels = truth[:, ::-1].copy()
             check(score_labels(labels, truth), labels, truth)
+            truth[2, 3], labels[4, 1] = -1, values[1] + 5
+            check(score_labels(labels, truth, ignore=values[1] + 5), labels, truth, values[1] + 5)
         unsigned = np.array([[0, 65535], [65535, 65535]], np.uint16)
         assert score_labels(unsigned, unsigned).iou == {0: 1.0, 65535: 1.0}
 

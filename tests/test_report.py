@@ -326,6 +326,15 @@ class TestInABrowser:
         by_name.click()
         assert names(page)[0] == "worse"
 
+    def test_images_without_scores_come_last(self, open_page, folder, tmp_path):
+        single = make_outcome(tmp_path, "single", ground_truth=False)
+        page = open_page([*folder[:2], single, *folder[2:]])
+        assert "1 without ground truth" in page.locator("#summary").inner_text()
+        by_gain = page.get_by_role("button", name="IoU gain", exact=True)
+        for first in ("frame_10", "worse"):
+            by_gain.click()
+            assert (names(page)[0], names(page)[-1]) == (first, "single")
+
     def test_filter(self, open_page, folder):
         page = open_page(folder, [Failure("broken_frame", "no")])
         box = page.get_by_role("searchbox")
