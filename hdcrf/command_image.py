@@ -19,8 +19,8 @@ from hdcrf.command_options import (
     OPACITY,
     PATH,
     check_start,
-    given_matrix,
     given_outputs,
+    model_files,
     model_options,
     run_options,
     sigma,
@@ -103,7 +103,7 @@ def image(
     energy_plot: Path | None,
     save_marginals: Path | None,
     gt_prob: float,
-    compatibility: Path | str,
+    compatibility: Path | str | list[Any],
     device: str,
     threads: int | None,
     quiet: bool,
@@ -126,7 +126,7 @@ def image(
         }
     )
     inputs = {"PHOTO": photo, "--annotation": annotation, "--probabilities": probabilities}
-    check_outputs(outputs, inputs | given_matrix(compatibility))
+    check_outputs(outputs, inputs | model_files(compatibility))
     place = find_device(device)
     note = note_taker(quiet)
     use_threads(threads, note)

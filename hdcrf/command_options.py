@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from hdcrf.files import InputError
 from hdcrf.gaussian_filter import METHODS
+from hdcrf.params_file import owners_of, read_params
 from hdcrf.refine import MOST_ITERATIONS
 from voxel.backend import BACKENDS
 from voxel.blur import MOST_ROUNDS
@@ -18,14 +20,15 @@ from voxel.checks import MOST_RINGS
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = [
+    "EARLY_NOTES",
     "GT_PROB",
     "OPACITY",
     "PATH",
     "Number",
     "check_start",
-    "given_matrix",
     "given_outputs",
     "is_given",
+    "model_files",
     "model_options",
     "run_options",
     "sigma",
@@ -47,11 +50,11 @@ class _FilePath(click.Path):
 
 
 class _Compatibility(_FilePath):
-    """The name of a compatibility, or the path of a file with one."""
+    """The name of a compatibility, or the path of a file with one; from --params, also its numbers."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert the option's text."""
-        return value if value == "potts" else super().convert(value, param, ctx)
+        """Convert the option's text, or take numbers as they are."""
+        return value if value == "potts" or isinstance(value, list) else super().convert(value, param, ctx)
 
 
 PATH = _FilePath()
@@ -72,6 +75,10 @@ class Number(click.FloatRange):
         return "" if self.min is None and self.max is None else super()._describe_range()
 
 
+EARLY_NOTES = "hdcrf.early_notes"
+"""Where a context keeps notes from before it is known whether they are to be printed."""
+
+_PARAMS = "hdcrf.params"
 _NUMBER = Number()
 _POSITIVE = Number(min=0, min_open=True)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -129,14 +136,47 @@ def sigma(name: str, default: float | None, description: str) -> _Option:
     )
 
 
-def model_options(place: str, *kernels: _Option) -> Callable[[_Command], _Command]:
+def _use_params(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let a file of parameters say what the options of the model are where they are not given."""
+    if path is None or context.resilient_parsing:
+        return
+    options = {option.name: option for option in context.command.params}
+    values: dict[str, Any] = {}
+    foreign = []
+    for key, value in read_params(path).items():
+        name, given = ("include_self", not value) if key == "exclude_self" else (key, value)
+        if name not in options:
+            foreign.append(key)
+            continue
+        try:
+            values[name] = options[name].type_cast_value(context, given)
+        except click.BadParameter as error:
+            raise InputError(f"params {path}: `{key}`: {error.message}") from error
+    context.default_map = {**(context.default_map or {}), **values}
+    context.meta[_PARAMS] = path
+    if foreign:
+        said = ", ".join(f"`{key}` (of {', '.join(owners_of(key))})" for key in foreign)
+        context.meta[EARLY_NOTES] = [f"params {path}: left out, as this command has no such option: {said}"]
+
+
+def model_options(place: str, *kernels: _Option, method: str = "--method") -> Callable[[_Command], _Command]:
     """Return a decorator that adds the options of the model, which have the names of the layer's arguments.
 
     Args:
         place: What a point is called, for the help.
         *kernels: The options of its kernels.
+        method: The option of the method of filtering, in a command where --method is another.
     """
     return _all_of(
+        click.option(
+            "--params",
+            type=PATH,
+            is_eager=True,
+            expose_value=False,
+            callback=_use_params,
+            help="File of parameters, .toml, as `hdcrf tune` writes it: they replace the defaults of the "
+            "options that follow, and those that are given win.",
+        ),
         click.option(
             "--iterations",
             type=click.IntRange(min=0, max=MOST_ITERATIONS),
@@ -173,7 +213,8 @@ def model_options(place: str, *kernels: _Option) -> Callable[[_Command], _Comman
             help=f"Whether a {place}'s message to itself counts, as it does in the reference code.",
         ),
         click.option(
-            "--method",
+            method,
+            "method",
             type=click.Choice(METHODS),
             default="permutohedral",
             show_default=True,
@@ -226,8 +267,8 @@ def check_start(context: click.Context, annotation: object, probabilities: objec
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Return whether an option's value is not just its default."""
-    return context.get_parameter_source(name) != ParameterSource.DEFAULT
+    """Return whether an option was given in the call: its value is neither its default nor from --params."""
+    return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def given_outputs(
@@ -237,6 +278,9 @@ def given_outputs(
     return {name: (path, suffixes) for name, (path, suffixes) in wanted.items() if path is not None}
 
 
-def given_matrix(compatibility: Path | str) -> dict[str, Path | None]:
-    """Return the file of --compatibility, as an input of the command."""
-    return {"--compatibility": compatibility if isinstance(compatibility, Path) else None}
+def model_files(compatibility: Path | str | list[Any]) -> dict[str, Path | None]:
+    """Return the files of --compatibility and --params, as inputs of the command that runs."""
+    return {
+        "--compatibility": compatibility if isinstance(compatibility, Path) else None,
+        "--params": click.get_current_context().meta.get(_PARAMS),
+    }

@@ -23,9 +23,9 @@ from hdcrf.command_options import (
     PATH,
     Number,
     check_start,
-    given_matrix,
     given_outputs,
     is_given,
+    model_files,
     model_options,
     run_options,
     sigma,
@@ -162,7 +162,7 @@ def points(
     use: tuple[Attribute, ...] | None,
     block: float | None,
     overlap: float | None,
-    compatibility: Path | str,
+    compatibility: Path | str | list[Any],
     device: str,
     threads: int | None,
     quiet: bool,
@@ -185,7 +185,7 @@ def points(
         }
     )
     inputs = {"CLOUD": cloud, "--probabilities": probabilities}
-    check_outputs(outputs, inputs | given_matrix(compatibility))
+    check_outputs(outputs, inputs | model_files(compatibility))
     check_packages(output.suffix, "writing")
     place = find_device(device)
     note = note_taker(quiet)

@@ -19,6 +19,7 @@ from torch import Tensor
 from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import as_input_error, as_print_failure, as_write_failure
+from hdcrf.command_options import EARLY_NOTES
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.files import InputError, Note, ignore, whole_files
 
@@ -43,7 +44,7 @@ def build_layer(
     num_labels: int,
     device: torch.device,
     *,
-    compatibility: Path | str,
+    compatibility: Path | str | list[Any],
     include_self: bool,
     **model: Any,
 ) -> _Layer:
@@ -53,7 +54,7 @@ def build_layer(
         layer: Its class.
         num_labels: K.
         device: Where it goes.
-        compatibility: A name, or the file that holds a matrix.
+        compatibility: A name, the file that holds a matrix, or the numbers of one.
         include_self: Whether a point's message to itself counts.
         **model: What else the layer takes.
 
@@ -70,9 +71,11 @@ def build_layer(
         ).to(device)
 
 
-def _read_compatibility(given: Path | str) -> str | Tensor:
+def _read_compatibility(given: Path | str | list[Any]) -> str | Tensor:
     if isinstance(given, str):
         return given
+    if isinstance(given, list):
+        return torch.tensor(given, dtype=torch.float32)
     array = read_array("compatibility", given, "compatibility")
     if array.dtype.kind not in "iuf":
         raise InputError(f"compatibility {given} must hold numbers, got {array.dtype}")
@@ -218,8 +221,12 @@ def version_of(package: str) -> str | None:
 
 
 def note_taker(quiet: bool) -> Note:
-    """Return what takes notes: it prints them, unless quiet."""
-    return ignore if quiet else _print_note
+    """Return what takes notes: it prints them, unless quiet; first those made before this was known."""
+    note = ignore if quiet else _print_note
+    context = click.get_current_context(silent=True)
+    for message in context.meta.pop(EARLY_NOTES, ()) if context is not None else ():
+        note(message)
+    return note
 
 
 def _print_note(message: str) -> None:

@@ -25,8 +25,8 @@ from hdcrf.command_options import (
     OPACITY,
     PATH,
     Number,
-    given_matrix,
     given_outputs,
+    model_files,
     model_options,
     run_options,
     sigma,
@@ -130,7 +130,7 @@ def video(
     rate: float | None,
     window: int,
     overlap: int | None,
-    compatibility: Path | str,
+    compatibility: Path | str | list[Any],
     device: str,
     threads: int | None,
     quiet: bool,
@@ -155,7 +155,7 @@ def video(
         }
     )
     inputs: dict[str, Path | None] = {"CLIP": clip, "--probabilities": probabilities}
-    check_outputs(outputs, inputs | given_matrix(compatibility))
+    check_outputs(outputs, inputs | model_files(compatibility))
     import_extra("av", "writing .mp4", "video")
     place = find_device(device)
     note = note_taker(quiet)

@@ -25,8 +25,8 @@ from hdcrf.command_options import (
     OPACITY,
     PATH,
     check_start,
-    given_matrix,
     given_outputs,
+    model_files,
     model_options,
     run_options,
     sigma,
@@ -172,7 +172,7 @@ def volume(
     raw_intensities: bool,
     block: tuple[int, int, int],
     overlap: tuple[int, int, int] | None,
-    compatibility: Path | str,
+    compatibility: Path | str | list[Any],
     device: str,
     threads: int | None,
     quiet: bool,
@@ -197,7 +197,7 @@ def volume(
         }
     )
     inputs = {"SCAN": scan, "--annotation": annotation, "--probabilities": probabilities}
-    check_outputs(outputs, inputs | given_matrix(compatibility))
+    check_outputs(outputs, inputs | model_files(compatibility))
     import_extra("nibabel", "reading .nii", "volumes")
     place = find_device(device)
     note = note_taker(quiet)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ from voxel.checks import (
     check_positive,
 )
 from voxel.filter_operator import NORMALIZATIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CRFLayer", "Options", "reshaped"]
 
@@ -117,6 +121,30 @@ class CRFLayer(nn.Module, ABC):
             logarithm = None if absent else log_parameter(name, value, "bandwidths" in learned)
             self.register_parameter(f"log_{name}", logarithm)
         self.compatibility = Compatibility(num_labels, compatibility, learn="compatibility" in learned)
+
+    @classmethod
+    def from_params(cls, path: str | os.PathLike[str], num_labels: int, **options: Any) -> Self:
+        """Make the layer with the parameters that a file holds, such as `hdcrf tune` writes it.
+
+        What the file leaves out has the layer's default. A file that was tuned on images also fits
+        `VideoCRF`, whose parameters have the same names; keys that the layer does not have are an error.
+
+        Args:
+            path: A TOML file with a line for each parameter, such as `appearance_sigma_xy = 40.0`.
+            num_labels: K.
+            **options: The constructor's arguments; they win over the file.
+
+        Raises:
+            InputError: If the file cannot be read, or holds what the layer does not take; a ValueError.
+            TypeError, ValueError: If an option is wrong, as of the constructor.
+
+        Example:
+            >>> crf = DenseCRF.from_params("params.toml", 21, output="logits")
+        """
+        # Not above: it needs the layers, to know their parameters.
+        from hdcrf.params_file import layer_params
+
+        return cls(num_labels, **{**layer_params(path, cls, num_labels), **options})
 
     @property
     def tolerance(self) -> float | None:
