@@ -63,7 +63,7 @@ def start_from_annotation(
     Raises:
         InputError: If there are no labels, or too many, or `gt_prob` is no better than chance.
     """
-    values, labels = np.unique(annotation, return_inverse=True)
+    values, labels = _unique(annotation)
     known = ~np.isin(values, list(unknown))
     count = int(known.sum())
     if count == 0:
@@ -81,6 +81,15 @@ def start_from_annotation(
     with as_input_error(f"{name}: "):
         logits = hdcrf.logits_from_labels(torch.from_numpy(labels)[None], count, gt_prob=gt_prob)[0]
     return Start(logits, labels, values[known], annotated=True)
+
+
+def _unique(annotation: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the values that there are, and for each place which of them it has."""
+    low, high = int(annotation.min(initial=0)), int(annotation.max(initial=0))
+    if low < 0 or high >= max(annotation.size, 1 << 16):  # too far apart to be counted
+        return np.unique(annotation, return_inverse=True)
+    found = np.bincount(annotation.ravel(), minlength=1) > 0
+    return np.flatnonzero(found), (np.cumsum(found) - 1)[annotation]
 
 
 def start_from_probabilities(name: str, probabilities: NDArray[np.floating]) -> Start:

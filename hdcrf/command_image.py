@@ -21,10 +21,8 @@ from hdcrf.command_options import (
     check_start,
     given_outputs,
     model_files,
-    model_options,
+    photo_model_options,
     run_options,
-    sigma,
-    weight,
 )
 from hdcrf.command_running import (
     build_layer,
@@ -40,9 +38,9 @@ from hdcrf.command_running import (
 from hdcrf.command_tally import Tally, Wording
 from hdcrf.files import check_outputs
 
-__all__ = ["image"]
+__all__ = ["BYTES_A_PIXEL", "PHOTO", "image"]
 
-_BYTES_A_PIXEL = 470  # Peak memory with two labels, measured on photos of 4 and 9 megapixels.
+BYTES_A_PIXEL = 470  # Peak memory with two labels, measured on photos of 4 and 9 megapixels.
 
 PHOTO = Wording(
     places="pixels",
@@ -80,14 +78,7 @@ PHOTO = Wording(
     "--save-marginals", type=PATH, help="Also write the marginals, (H, W, K) float32: .npy or .npz."
 )
 @GT_PROB
-@model_options(
-    "pixel",
-    weight("appearance", 10.0, "position and colour"),
-    sigma("appearance-sigma-xy", 80.0, "Its standard deviation in position, in pixels."),
-    sigma("appearance-sigma-rgb", 13.0, "Its standard deviation in colour, in steps of 0..255."),
-    weight("smoothness", 3.0, "position alone"),
-    sigma("smoothness-sigma", 3.0, "Its standard deviation, in pixels."),
-)
+@photo_model_options
 @run_options
 @click.pass_context
 def image(
@@ -132,7 +123,7 @@ def image(
     use_threads(threads, note)
 
     memory = memory_of(place)
-    most_pixels = None if memory is None else memory // _BYTES_A_PIXEL
+    most_pixels = None if memory is None else memory // BYTES_A_PIXEL
     pixels = image_files.read_photo(photo, most_pixels=most_pixels, note=note)
     start = read_start(annotation, probabilities, gt_prob, pixels.shape[:2], note)
 

@@ -20,16 +20,19 @@ from voxel.checks import MOST_RINGS
 from voxel.filter_operator import NORMALIZATIONS
 
 __all__ = [
+    "DEVICE",
     "EARLY_NOTES",
     "GT_PROB",
     "OPACITY",
     "PATH",
+    "QUIET",
     "Number",
     "check_start",
     "given_outputs",
     "is_given",
     "model_files",
     "model_options",
+    "photo_model_options",
     "run_options",
     "sigma",
     "weight",
@@ -244,12 +247,25 @@ def model_options(place: str, *kernels: _Option, method: str = "--method") -> Ca
     )
 
 
+DEVICE = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:1 and so on.")
+
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors.")
+
 run_options = _all_of(
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:1 and so on."),
+    DEVICE,
     click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads to use; by default PyTorch's choice."
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors."),
+    QUIET,
+)
+
+photo_model_options = model_options(
+    "pixel",
+    weight("appearance", 10.0, "position and colour"),
+    sigma("appearance-sigma-xy", 80.0, "Its standard deviation in position, in pixels."),
+    sigma("appearance-sigma-rgb", 13.0, "Its standard deviation in colour, in steps of 0..255."),
+    weight("smoothness", 3.0, "position alone"),
+    sigma("smoothness-sigma", 3.0, "Its standard deviation, in pixels."),
 )
 
 

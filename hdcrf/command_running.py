@@ -31,6 +31,7 @@ __all__ = [
     "note_taker",
     "print_results",
     "progress_bar",
+    "read_compatibility",
     "use_threads",
     "version_of",
     "write_all",
@@ -44,7 +45,7 @@ def build_layer(
     num_labels: int,
     device: torch.device,
     *,
-    compatibility: Path | str | list[Any],
+    compatibility: Path | str | list[Any] | Tensor,
     include_self: bool,
     **model: Any,
 ) -> _Layer:
@@ -54,7 +55,7 @@ def build_layer(
         layer: Its class.
         num_labels: K.
         device: Where it goes.
-        compatibility: A name, the file that holds a matrix, or the numbers of one.
+        compatibility: A name, the file that holds a matrix, the numbers of one, or what was read of these.
         include_self: Whether a point's message to itself counts.
         **model: What else the layer takes.
 
@@ -64,15 +65,20 @@ def build_layer(
     with as_input_error():
         return layer(
             num_labels,
-            compatibility=_read_compatibility(compatibility),
+            compatibility=read_compatibility(compatibility),
             exclude_self=not include_self,
             learn=(),
             **model,
         ).to(device)
 
 
-def _read_compatibility(given: Path | str | list[Any]) -> str | Tensor:
-    if isinstance(given, str):
+def read_compatibility(given: Path | str | list[Any] | Tensor) -> str | Tensor:
+    """Return the matrix that --compatibility names, or its other value.
+
+    Raises:
+        InputError: If the file does not hold numbers.
+    """
+    if isinstance(given, str | Tensor):
         return given
     if isinstance(given, list):
         return torch.tensor(given, dtype=torch.float32)

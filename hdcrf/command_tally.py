@@ -26,6 +26,16 @@ class Wording:
     guide_sigma: str
     place_sigmas: str
 
+    def causes(self, trust: str) -> str:
+        """Return lines on why a label may outvote the others; `trust` is on how far the input is trusted."""
+        return (
+            "Likely causes:\n"
+            "  - the weights are too strong: lower --appearance-weight and --smoothness-weight\n"
+            f"  - {self.guide_sigma}\n"
+            f"  - {self.place_sigmas}\n"
+            f"  - {trust}"
+        )
+
 
 class Tally:
     """Counts of labels before and after inference, added up part by part.
@@ -86,9 +96,5 @@ class Tally:
             "(--iterations 0)"
         )
         return (
-            f"Hint: the result is all label {name}: the others were outvoted. Likely causes:\n"
-            "  - the weights are too strong: lower --appearance-weight and --smoothness-weight\n"
-            f"  - {self._wording.guide_sigma}\n"
-            f"  - {self._wording.place_sigmas}\n"
-            f"  - {trust}"
+            f"Hint: the result is all label {name}: the others were outvoted. {self._wording.causes(trust)}"
         )

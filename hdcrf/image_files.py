@@ -21,7 +21,14 @@ from hdcrf.thread_warnings import collected_warnings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["read_annotation", "read_label_picture", "read_photo", "write_labels", "write_picture"]
+__all__ = [
+    "read_annotation",
+    "read_label_picture",
+    "read_photo",
+    "write_label_values",
+    "write_labels",
+    "write_picture",
+]
 
 LARGE = 1 << 26
 """Photos of more pixels are read, with a remark: Pillow by itself warns at 89 million and gives up at 179."""
@@ -190,13 +197,16 @@ def _check_colours(path: Path, annotation: NDArray[np.uint8], note: Note) -> Non
         note(f"annotation {path} has {count} colours, and each is a class; if you drew fewer, {advice}")
 
 
-def write_labels(file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8]) -> None:
+def write_labels(
+    file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8], *, optimize: bool = True
+) -> None:
     """Write a PNG whose pixel values are the labels.
 
     Args:
         file: Open for writing.
         labels: (H, W) integers, 0 … K-1.
         colours: (K, 3) uint8, the palette. More than 256 do not fit one, and make the PNG 16-bit grey.
+        optimize: Whether to look for the smallest file, a fifth smaller in five times the time.
 
     Raises:
         ValueError: If K is above 65,536, or a label out of range.
@@ -215,7 +225,29 @@ def write_labels(file: BinaryIO, labels: NDArray[np.integer[Any]], colours: NDAr
         return
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(np.ascontiguousarray(colours).tobytes())
-    image.save(file, format="PNG", optimize=True)
+    image.save(file, format="PNG", optimize=optimize)
+
+
+def write_label_values(
+    file: BinaryIO, values: NDArray[np.integer[Any]], palette: NDArray[np.uint8] | None
+) -> None:
+    """Write a PNG with the pixel values that another one had.
+
+    Args:
+        file: Open for writing.
+        values: (H, W) integers, 0 … 65,535.
+        palette: (P, 3) uint8, the colours of that one; None for grey.
+    """
+    from PIL import Image
+
+    if palette is None:
+        narrow = np.uint8 if values.max(initial=0) < 256 else np.uint16
+        Image.fromarray(values.astype(narrow)).save(file, format="PNG")
+        return
+    full = np.zeros((256, 3), np.uint8)  # a value may lie beyond the colours that the file had
+    full[: len(palette)] = palette
+    count = max(len(palette), int(values.max(initial=0)) + 1)
+    write_labels(file, values, full[:count], optimize=False)
 
 
 def write_picture(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".png") -> None:

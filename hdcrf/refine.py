@@ -18,7 +18,7 @@ from voxel.backend import kernels, uses_native
 from voxel.checks import check_count, check_finite, check_flag
 from voxel.memory import new_large
 
-__all__ = ["refine"]
+__all__ = ["most_likely", "refine"]
 
 MOST_ITERATIONS = 1_000_000
 """Far more than mean field needs; a larger number is a mistake, and would take days."""
@@ -100,10 +100,10 @@ def refine(
     marginals = result.marginals[0].permute(1, 2, 0)
     if return_marginals:
         return marginals.contiguous().numpy()
-    return _most_likely(marginals, crf.backend).numpy()
+    return most_likely(marginals, crf.backend).numpy()
 
 
-def _most_likely(marginals: Tensor, backend: str) -> Tensor:
+def most_likely(marginals: Tensor, backend: str) -> Tensor:
     """Return the (H, W) labels of the largest (H, W, K) marginals."""
     if not uses_native(backend, marginals):
         return marginals.argmax(2)

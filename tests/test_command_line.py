@@ -348,7 +348,7 @@ class TestRefusals:
         assert "photo . is a folder" in result.stderr
 
     def test_photo_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_image, "_BYTES_A_PIXEL", 1 << 50)
+        monkeypatch.setattr(command_image, "BYTES_A_PIXEL", 1 << 50)
         assert "72 x 48 = 0 megapixels, more than" in refuse(*ANNOTATION)
 
     def test_broken_annotation(self, folder):

@@ -1,0 +1,191 @@
+"""The record of what is finished in a folder, so that work goes on where it stopped.
+
+A line of JSON an image, added once its output is in place. What a line says is checked against the files, so
+that one which is torn, or no longer true, only means that an image is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hdcrf.files import InputError, reason
+from hdcrf.folders.pairs import Pair
+
+__all__ = ["MANIFEST", "Entry", "Manifest", "Stamp", "digest", "open_manifest", "stamp"]
+
+MANIFEST = "hdcrf-batch.jsonl"
+
+_LEFT_OVER = re.compile(r"\.hdcrf-[0-9a-f]{16}\.(part|old)")
+_FAR = 1 << 40  # the byte that is locked where there are no locks of whole files
+
+Stamp = tuple[str, int, int]
+"""A file's name, its size, and when it was changed last, in nanoseconds."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Return what tells whether a file is still the same."""
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def digest(content: bytes) -> str:
+    """Return what tells contents apart."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image that is finished.
+
+    Attributes:
+        stem: Its name.
+        settings: The digest of what the result depends on besides the files.
+        image: The stamp of its file, when it was read.
+        prediction: The same of the prediction.
+        output: The digest of the output's content.
+        pixels: How many it has.
+        known: How many had a label before.
+        changed: How many of these have another one now.
+        labels_before: How many labels there were.
+        labels_after: How many there are.
+    """
+
+    stem: str
+    settings: str
+    image: Stamp
+    prediction: Stamp
+    output: str
+    pixels: int
+    known: int
+    changed: int
+    labels_before: int
+    labels_after: int
+
+
+class Manifest:
+    """The record of a folder.
+
+    Args:
+        folder: Where the outputs and the record are.
+        file: The record, open for reading and appending.
+    """
+
+    def __init__(self, folder: Path, file: BinaryIO) -> None:
+        self._folder = folder
+        self._file = file
+        self._entries: dict[str, Entry] = {}
+        content = file.read()
+        for line in content.splitlines():
+            entry = _parsed(line)
+            if entry is not None:
+                self._entries[entry.stem] = entry
+        if content and not content.endswith(b"\n"):  # its writer was killed
+            file.write(b"\n")
+
+    def output(self, stem: str) -> Path:
+        """Return where the output of an image goes."""
+        return self._folder / f"{stem}.png"
+
+    def kept(self, pair: Pair, settings: str) -> Entry | None:
+        """Return the entry of an image that need not be done again; None if it must be."""
+        entry = self._entries.get(pair.stem)
+        if entry is None or entry.settings != settings:
+            return None
+        try:
+            same = (stamp(pair.image), stamp(pair.prediction)) == (entry.image, entry.prediction)
+            return entry if same and digest(self.output(pair.stem).read_bytes()) == entry.output else None
+        except OSError:
+            return None
+
+    def add(self, entry: Entry) -> None:
+        """Record that an image is finished, whose output is in place.
+
+        Raises:
+            OSError: If that cannot be written.
+        """
+        self._entries[entry.stem] = entry
+        self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
+        self._file.flush()
+
+
+def _parsed(line: bytes) -> Entry | None:
+    """Return the entry of a line; None if it is torn, or of another version."""
+    try:
+        values = json.loads(line)
+        values.update(image=tuple(values["image"]), prediction=tuple(values["prediction"]))
+        return Entry(**values)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+@contextmanager
+def open_manifest(folder: Path, *, restart: bool = False) -> Iterator[Manifest]:
+    """Take a folder for this process alone, remove what a killed one left there, and read its record.
+
+    Args:
+        folder: It must exist.
+        restart: Whether to forget what is finished.
+
+    Raises:
+        InputError: If another process has the folder, or nothing can be written there.
+    """
+    try:
+        file = open(folder / MANIFEST, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"--output {folder}: nothing can be written in it ({reason(error)})") from error
+    with file:
+        if not _locked(file):
+            raise InputError(
+                f"--output {folder} is in use by another run of this command; wait for it, or name another "
+                "folder"
+            )
+        _remove_left_over(folder)
+        if restart:
+            file.truncate(0)
+        file.seek(0)
+        yield Manifest(folder, file)
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file until it is closed or the process ends, however; return False if another has it locked.
+
+    Where the system or the file system has no locks, it is taken for granted.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return _locked_on_windows(file)
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _locked_on_windows(file: BinaryIO) -> bool:
+    import msvcrt
+
+    file.seek(_FAR)  # far behind the content, which others may still read
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return False
+    return True
+
+
+def _remove_left_over(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _LEFT_OVER.fullmatch(entry.name)]
+    for name in names:
+        with suppress(OSError):
+            (folder / name).unlink()
