@@ -17,6 +17,7 @@ from hdcrf.command_failures import Commands
 from hdcrf.command_image import image
 from hdcrf.command_points import points
 from hdcrf.command_running import version_of
+from hdcrf.command_tune import tune
 from hdcrf.command_video import video
 from hdcrf.command_volume import volume
 from voxel.backend import why_not
@@ -36,6 +37,7 @@ commands.add_command(image)
 commands.add_command(video)
 commands.add_command(points)
 commands.add_command(volume)
+commands.add_command(tune)
 
 
 @commands.command()

@@ -1,0 +1,515 @@
+"""The command `hdcrf tune`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import torch
+from torch import Tensor
+
+import hdcrf
+from hdcrf import image_files
+from hdcrf.command_failures import as_print_failure
+from hdcrf.command_image import BYTES_A_PIXEL
+from hdcrf.command_options import (
+    GT_PROB,
+    PATH,
+    Number,
+    given_outputs,
+    is_given,
+    model_files,
+    model_options,
+    run_options,
+    sigma,
+    weight,
+)
+from hdcrf.command_running import (
+    find_device,
+    memory_of,
+    note_taker,
+    print_results,
+    progress_bar,
+    read_compatibility,
+    use_threads,
+    write_all,
+)
+from hdcrf.files import InputError, Note, check_outputs, import_extra
+from hdcrf.folders.outcomes import Failure
+from hdcrf.folders.pairs import Pair, find_pairs
+from hdcrf.folders.predictions import read_labels, read_prediction
+from hdcrf.folders.scores import LabelScores
+from hdcrf.params_file import write_params
+from hdcrf.thread_warnings import collected_warnings
+from hdcrf.tuning.descent import descend
+from hdcrf.tuning.examples import Example, Examples, divide, shuffled
+from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
+from hdcrf.tuning.search import Budget, Found, search
+
+__all__ = ["tune"]
+
+_SHARE_OF_MEMORY = 0.25
+_UNKNOWN_MEMORY = 2 << 30
+_TRIALS = {"optuna": 100, "gradient": 20}
+_NOUNS = {"optuna": "trial", "gradient": "epoch"}
+_MOST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Scores of both parts, of one way to refine them."""
+
+    name: str
+    trained: LabelScores
+    held: LabelScores
+
+
+@click.command()
+@click.argument("images", type=PATH)
+@click.argument("predictions", type=PATH)
+@click.option(
+    "--ground-truth",
+    type=PATH,
+    required=True,
+    help="Folder of true labels: a .png or .npy for each image, of the same name up to the suffix.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    help="File for the parameters, .toml, which every command takes as --params.",
+)
+@click.option(
+    "--method",
+    "how",
+    type=click.Choice(tuple(_TRIALS)),
+    default="optuna",
+    show_default=True,
+    help="Of the search: by trials that Optuna chooses, or by gradient descent through the CRF.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    help="End after so many trials, those in --storage included; one of 'gradient' is an epoch. By default 100, "
+    "or 20 epochs, or any number where there is --time.",
+)
+@click.option(
+    "--time", "seconds", type=Number(0, min_open=True), help="End the search after so many seconds."
+)
+@click.option(
+    "--storage",
+    type=PATH,
+    help="File that keeps the trials of 'optuna', .log: the same command goes on where it was interrupted.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=(1 << 31) - 1),
+    default=0,
+    show_default=True,
+    help="Of the search.",
+)
+@click.option(
+    "--hold-back",
+    type=Number(0, 1, min_open=True, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of the images that is not searched on, so that the gain on it is an honest one.",
+)
+@click.option(
+    "--max-images", type=click.IntRange(min=2), help="Use no more images than these, drawn at random."
+)
+@click.option(
+    "--ignore",
+    type=int,
+    metavar="VALUE",
+    help="Value of the ground truth that does not count; by default 255 for probabilities of up to 255 "
+    "labels, and none for predictions in PNG.",
+)
+@click.option(
+    "--unknown",
+    type=click.IntRange(min=0, max=65535),
+    multiple=True,
+    metavar="VALUE",
+    help="Value in predictions in PNG that says nothing. May be repeated.",
+)
+@GT_PROB
+@model_options(
+    "pixel",
+    weight("appearance", DEFAULTS["appearance_weight"], "position and colour"),
+    sigma(
+        "appearance-sigma-xy",
+        DEFAULTS["appearance_sigma_xy"],
+        "Its standard deviation in position, in pixels.",
+    ),
+    sigma(
+        "appearance-sigma-rgb",
+        DEFAULTS["appearance_sigma_rgb"],
+        "Its standard deviation in colour, in steps of 0..255.",
+    ),
+    weight("smoothness", DEFAULTS["smoothness_weight"], "position alone"),
+    sigma("smoothness-sigma", DEFAULTS["smoothness_sigma"], "Its standard deviation, in pixels."),
+    method="--filter-method",
+)
+@run_options
+@click.pass_context
+def tune(
+    context: click.Context,
+    /,
+    *,
+    images: Path,
+    predictions: Path,
+    ground_truth: Path,
+    output: Path,
+    how: str,
+    trials: int | None,
+    seconds: float | None,
+    storage: Path | None,
+    seed: int,
+    hold_back: float,
+    max_images: int | None,
+    ignore: int | None,
+    unknown: tuple[int, ...],
+    gt_prob: float,
+    compatibility: Path | str | list[Any],
+    device: str,
+    threads: int | None,
+    quiet: bool,
+    **model: Any,
+) -> None:
+    """Find weights and bandwidths that suit labelled examples, by the mean IoU of what is refined with them.
+
+    IMAGES and PREDICTIONS are folders as of `hdcrf batch`. The weights and bandwidths that are given, or
+    their defaults, are where the search starts; the other options of the model stay as they are. What is
+    gained is measured on images that are held back from the search.
+
+    Files that cannot be used are listed at the end, and the exit code is then 1.
+    """
+    if storage is not None and how != "optuna":
+        raise click.UsageError(
+            "--storage goes with --method optuna; 'gradient' does not go on where it ended"
+        )
+    outputs = given_outputs({"--output": (output, (".toml",)), "--storage": (storage, (".log",))})
+    check_outputs(outputs, model_files(compatibility))
+    import_extra("tomli_w", "writing parameters", "tune", package="tomli-w")
+    if how == "optuna":
+        import_extra("optuna", "hdcrf tune --method optuna", "tune")
+    place = find_device(device)
+    note = note_taker(quiet)
+    use_threads(threads, note)
+
+    matrix = read_compatibility(compatibility)
+    settings = {name: value for name, value in model.items() if name not in DEFAULTS}
+    settings["exclude_self"] = not settings.pop("include_self")
+    settings["compatibility"] = matrix
+    start = {name: float(model[name]) for name in DEFAULTS}
+    pairs = shuffled(
+        [pair for pair in find_pairs(images, predictions, ground_truth, note=note) if pair.truth is not None],
+        seed,
+    )
+    _check_labels(context, pairs)
+    if max_images is not None and len(pairs) > max_images:
+        note(f"--max-images: {max_images} of {len(pairs)} labelled images are used")
+        pairs = pairs[:max_images]
+
+    memory = memory_of(torch.device("cpu"))
+    kept = _UNKNOWN_MEMORY if memory is None else int(memory * _SHARE_OF_MEMORY)
+    reader = _Reader(gt_prob, unknown, _count_of(matrix), memory_of(place), note)
+    objective = Objective(Examples(reader, kept), settings, place, ignore)
+    before: dict[str, LabelScores] = {}
+    count = len(pairs)
+
+    def look(example: Example) -> None:
+        before[example.pair.stem] = objective.unrefined(example)
+
+    with progress_bar(count, "Reading", quiet, unit="images") as reading:
+        pairs, failures = objective.examples.readable(pairs, look, reading)
+    reader.note_all()
+    _check_enough(pairs, failures)
+    trained, held = divide(pairs, hold_back)
+    unrefined = _Row("unrefined", *(_merged(before, part) for part in (trained, held)))
+    _check_labelled(unrefined)
+
+    began = time.perf_counter()
+    if trials is None and seconds is None:
+        trials = _TRIALS[how]
+    budget = Budget(trials, seconds)
+    starts = [DEFAULTS] if start == DEFAULTS else [start, DEFAULTS]
+    with _explained(context, storage), _bar(budget, quiet) as progress:
+        if how == "optuna":
+            said = {
+                "images": _digest(pairs) if storage is not None else "",
+                "--seed": seed,
+                "--hold-back": hold_back,
+                "--ignore": ignore,
+                "--unknown": sorted(unknown),
+                "--gt-prob": gt_prob,
+                **{f"--{name.replace('_', '-')}": value for name, value in _plain(settings).items()},
+                **{f"--{name.replace('_', '-')}": value for name, value in start.items()},
+                "version of hdcrf": hdcrf.__version__,
+            }
+            found = search(
+                lambda parameters, stop: _mean_iou(objective.total(trained, parameters, stop)),
+                starts,
+                budget,
+                seed=seed,
+                storage=storage,
+                settings=said,
+                progress=progress,
+                note=note,
+            )
+        else:
+            found = descend(
+                objective,
+                trained,
+                start,
+                lambda parameters: _mean_iou(objective.total(trained, parameters)) or 0.0,
+                budget,
+                seed=seed,
+                progress=progress,
+            )
+    seconds_taken = time.perf_counter() - began
+    rows = [unrefined]
+    names = {"defaults": DEFAULTS, "start": start, "tuned": found.parameters}
+    for name, parameters in names.items():
+        if name != "start" or start != DEFAULTS:
+            rows.append(_Row(name, *(_scores(objective, part, parameters) for part in (trained, held))))
+
+    table = _table(rows, len(trained), len(held))
+    effort = _effort(found, how, seconds_taken)
+    values = {**found.parameters, **_to_write(settings)}
+    comments = [
+        f"Made by hdcrf tune --method {how} --seed {seed}, of version {hdcrf.__version__}, from the images",
+        f"{images}, the predictions {predictions} and the labels {ground_truth}: scores in percent after",
+        f"{_many(found.trials, _NOUNS[how])}, of which number {found.number} was the best.",
+        *table,
+    ]
+
+    def write(file: BinaryIO, _: Path) -> str:
+        write_params(file, values, comments)
+        return f"{len(values)} parameters"
+
+    written = {"--output": outputs["--output"]}
+    contents = write_all(written, {"--output": write})
+    lines = [
+        *table,
+        _gain(rows),
+        effort,
+        *(f"{name} = {value:g}" for name, value in found.parameters.items()),
+    ]
+    print_results(written, contents, "\n".join(lines), _warning(rows), quiet)
+    _print_failures(failures, count)
+    if failures:
+        context.exit(1)
+
+
+class _Reader:
+    """Reads examples, and takes down what is to be known of their files.
+
+    Args:
+        gt_prob: How far to trust a label of a PNG.
+        unknown: Values of a PNG that say nothing.
+        num_labels: K, where a compatibility fixes it.
+        memory: Of the device, in bytes.
+        note: What takes the notes.
+    """
+
+    def __init__(
+        self, gt_prob: float, unknown: Sequence[int], num_labels: int | None, memory: int | None, note: Note
+    ) -> None:
+        self._gt_prob, self._unknown, self._num_labels, self._note = gt_prob, unknown, num_labels, note
+        self._most_pixels = None if memory is None else memory // BYTES_A_PIXEL
+        self._notes: list[str] = []
+
+    def __call__(self, pair: Pair) -> Example:
+        if pair.truth is None:
+            raise RuntimeError("it has no ground truth")
+        with collected_warnings() as warnings:
+            photo = image_files.read_photo(
+                pair.image, most_pixels=self._most_pixels, role="image", note=self._notes.append
+            )
+            shape = photo.shape[0], photo.shape[1]
+            start = read_prediction(
+                pair.prediction,
+                shape,
+                gt_prob=self._gt_prob,
+                unknown=self._unknown,
+                num_labels=self._num_labels,
+                note=self._notes.append,
+            )
+            truth = read_labels("ground truth", pair.truth, shape)
+        self._notes += [f"image {pair.image}: {warning}" for warning in warnings]
+        return Example(pair, photo, start, truth)
+
+    def note_all(self) -> None:
+        """Print what was taken down, the first of many lines alone; what is read again says no more."""
+        for message in self._notes[:_MOST_SHOWN]:
+            self._note(message)
+        if len(self._notes) > _MOST_SHOWN:
+            self._note(f"and {len(self._notes) - _MOST_SHOWN} more of the kind")
+        self._notes = []
+
+
+def _check_labels(context: click.Context, pairs: Sequence[Pair]) -> None:
+    """Check that what is said on labels in PNG comes with some."""
+    if any(pair.prediction.suffix.lower() == ".png" for pair in pairs):
+        return
+    for name in ("unknown", "gt_prob"):
+        if is_given(context, name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} goes with predictions in PNG; probabilities say it themselves"
+            )
+
+
+def _check_enough(pairs: Sequence[Pair], failures: Sequence[Failure]) -> None:
+    if len(pairs) >= 2:
+        return
+    why = "".join(f"\n  {failure.stem}: {failure.message}" for failure in failures[:_MOST_SHOWN])
+    count = "no labelled image" if not pairs else "only 1 labelled image"
+    raise InputError(
+        f"{count} can be used, and tuning needs 2 at least, one to search on and one that is held back"
+        + (f"; what is wrong with the others:{why}" if why else "; label more of them")
+    )
+
+
+def _check_labelled(row: _Row) -> None:
+    for part, scores in (("search on", row.trained), ("hold back", row.held)):
+        if math.isnan(scores.accuracy):
+            raise InputError(
+                f"the ground truth of the images to {part} has no pixel that counts; see --ignore"
+            )
+
+
+def _count_of(matrix: str | Tensor) -> int | None:
+    """Return how many labels a compatibility is for; None if for any."""
+    return None if isinstance(matrix, str) else len(matrix)
+
+
+def _merged(scores: Mapping[str, LabelScores], pairs: Sequence[Pair]) -> LabelScores:
+    return LabelScores.merged(scores[pair.stem] for pair in pairs)
+
+
+def _scores(objective: Objective, pairs: Sequence[Pair], parameters: Parameters) -> LabelScores:
+    scores = objective.total(pairs, parameters)
+    if scores is None:
+        raise RuntimeError("nothing was to stop it")
+    return scores
+
+
+def _mean_iou(scores: LabelScores | None) -> float | None:
+    return None if scores is None else scores.mean_iou
+
+
+@contextmanager
+def _bar(budget: Budget, quiet: bool) -> Iterator[Callable[[int, float], object] | None]:
+    """Show a bar of the trials, or of the time where any number of them is allowed."""
+    began = time.monotonic()
+    by_time = budget.trials is None
+    length = math.ceil(budget.seconds or 1) if budget.trials is None else budget.trials
+    with progress_bar(length, "Tuning", quiet, unit=None if by_time else "trials") as update:
+        if update is None:
+            yield None
+            return
+
+        def show(trials: int, _: float) -> None:
+            update(min(int(time.monotonic() - began) if by_time else trials, length))
+
+        yield show
+
+
+@contextmanager
+def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
+    """If the block is interrupted, say that trials are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if storage is None:
+            raise
+        click.echo(f"Interrupted; the trials are in {storage}, and the same command goes on.", err=True)
+        context.exit(130)
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+    """Return what tells the files of examples from others."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for path in (pair.image, pair.prediction, pair.truth):
+            if path is not None:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fixed options of the model, but for what computes it, as numbers and text."""
+    return {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+        if name != "backend"
+    }
+
+
+def _to_write(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the fixed options goes into the file: what is not the layer's default."""
+    layer = inspect.signature(hdcrf.DenseCRF).parameters
+    return {name: value for name, value in _plain(settings).items() if value != layer[name].default}
+
+
+def _table(rows: Sequence[_Row], trained: int, held: int) -> list[str]:
+    """Return lines with the scores in percent."""
+    lines = [
+        f"{'':11}{_many(trained, 'image') + ' searched':>22}{_many(held, 'image') + ' held back':>22}",
+        f"{'':11}" + 2 * f"{'mean IoU':>12}{'accuracy':>10}",
+    ]
+    for row in rows:
+        scores = (row.trained, row.held)
+        columns = "".join(f"{100 * each.mean_iou:12.2f}{100 * each.accuracy:10.2f}" for each in scores)
+        lines.append(f"{row.name:11}{columns}")
+    return lines
+
+
+def _effort(found: Found, how: str, seconds: float) -> str:
+    """Say how long it took, and what it found."""
+    noun = _NOUNS[how]
+    earlier = f", after {_many(found.earlier, noun)} of earlier calls" if found.earlier else ""
+    count = _many(found.trials - found.earlier, noun)
+    return f"{count} in {seconds:.1f} s{earlier}; the best is number {found.number}"
+
+
+def _gain(rows: Sequence[_Row]) -> str:
+    """Say what the images that were held back gained."""
+    *others, tuned = rows
+    gains = [f"{100 * (tuned.held.mean_iou - row.held.mean_iou):+.2f} above {row.name}" for row in others]
+    return f"held back, in points of mean IoU: {', '.join(gains)}"
+
+
+def _warning(rows: Sequence[_Row]) -> str | None:
+    """Return a warning if the images that were held back have gained nothing."""
+    *others, tuned = rows
+    best = max(others, key=lambda row: row.held.mean_iou)
+    if tuned.held.mean_iou > best.held.mean_iou:
+        return None
+    return (
+        f"Warning: on the images held back, what was tuned is no better than {best.name}: mean IoU "
+        f"{100 * tuned.held.mean_iou:.2f} % against {100 * best.held.mean_iou:.2f} %. It is written all the "
+        "same; label more images, or ones that are more alike"
+    )
+
+
+def _print_failures(failures: Sequence[Failure], total: int) -> None:
+    with as_print_failure():
+        if failures:
+            click.echo(f"{len(failures)} of {_many(total, 'image')} failed and were left out:", err=True)
+        for failure in failures:
+            click.echo(f"  {failure.stem}: {failure.message}", err=True)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
