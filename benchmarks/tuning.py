@@ -1,5 +1,8 @@
 """What tuning gains: mean IoU unrefined, with the defaults, and tuned by either method.
 
+    python benchmarks/tuning.py            three kinds of noise, three seeds, some minutes
+    python benchmarks/tuning.py --quick    one seed and a few trials, half a minute
+
 Makes folders of crops of scikit-image's photos, with labels and with predictions that are wrong in known
 ways, and runs `hdcrf tune` on them. Needs the extras tune and bench.
 """
@@ -7,16 +10,22 @@ ways, and runs `hdcrf tune` on them. Needs the extras tune and bench.
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from inputs import PHOTOS, machine_line, photo, regions
 from PIL import Image
 from skimage import transform
+
+try:
+    from benchmarks.inputs import PHOTOS, machine_line, photo, regions
+except ModuleNotFoundError:  # run as a script
+    from inputs import PHOTOS, machine_line, photo, regions
 
 HEIGHT, WIDTH, LABELS = 96, 128, 4
 NOISES = ("pixels", "borders", "both")
@@ -67,3 +76,85 @@ def make_folders(folder: Path, count: int, noise: str, seed: int) -> tuple[Path,
         Image.fromarray(labels.astype(np.uint8)).save(truths / f"{index:03}.png")
         np.save(predictions / f"{index:03}.npy", predicted(labels, noise, random))
     return images, predictions, truths
+
+
+def scores_of(report: str) -> dict[str, list[float]]:
+    """Return the mean IoU on the images searched and held back, in percent, of each row that was printed."""
+    rows = re.findall(
+        r"^(unrefined|defaults|tuned) +([\d.]+) +[\d.]+ +([\d.]+) +[\d.]+$", report, re.MULTILINE
+    )
+    return {name: [float(searched), float(held)] for name, searched, held in rows}
+
+
+def tuned(folder: Path, folders: tuple[Path, Path, Path], method: str, trials: int) -> tuple[str, float]:
+    """Return what `hdcrf tune` prints, and the seconds that it took."""
+    images, predictions, truths = map(str, folders)
+    began = time.perf_counter()
+    arguments = [images, predictions, "--ground-truth", truths, "-o", str(folder / "params.toml")]
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "hdcrf", "tune", *arguments),
+            *("--method", method, "--trials", str(trials), "--threads", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return result.stdout, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=20, help="crops in a folder (20)")
+    parser.add_argument("--seeds", type=int, default=3, help="folders of each kind of noise (3)")
+    parser.add_argument("--trials", type=int, default=60, help="trials by Optuna (60)")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of gradient descent (12)")
+    parser.add_argument("--quick", action="store_true", help="a few trials on few images")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.images, arguments.seeds, arguments.trials, arguments.epochs = 8, 1, 15, 4
+    print(machine_line())
+    print(
+        f"\nMean IoU in percent on the images searched and on those held back, mean and sample standard "
+        f"deviation over {arguments.seeds} folders of {arguments.images} crops of {WIDTH} x {HEIGHT}\n"
+    )
+    print("| noise | | searched | held back | held back, above defaults, by folder | seconds |")
+    print("|---|---|---|---|---|---|")
+    for noise in NOISES:
+        found: dict[str, list[list[float]]] = {}
+        seconds: dict[str, list[float]] = {}
+        for seed in range(arguments.seeds):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                folders = make_folders(folder, arguments.images, noise, seed)
+                for method, trials in (("optuna", arguments.trials), ("gradient", arguments.epochs)):
+                    report, taken = tuned(folder, folders, method, trials)
+                    scores = scores_of(report)
+                    tuned_name = f"tuned, {method}, {trials} {'trials' if method == 'optuna' else 'epochs'}"
+                    seconds.setdefault(tuned_name, []).append(taken)
+                    found.setdefault(tuned_name, []).append(scores["tuned"])
+                    if method == "optuna":
+                        for row in ("unrefined", "defaults"):
+                            found.setdefault(row, []).append(scores[row])
+        for row in sorted(found, key=lambda row: (row.startswith("tuned"), row == "defaults")):
+            searched, held = zip(*found[row], strict=True)
+            gains = [b - a for (_, a), (_, b) in zip(found["defaults"], found[row], strict=True)]
+            above = ", ".join(f"{gain:+.1f}" for gain in gains) if row != "defaults" else ""
+            taken = f"{statistics.fmean(seconds[row]):.0f}" if row in seconds else ""
+            print(
+                f"| {noise} | {row} | {spread(searched)} | {spread(held)} | {above} | {taken} |", flush=True
+            )
+
+
+def spread(values: tuple[float, ...]) -> str:
+    """Return the mean, and the sample standard deviation if there is one."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()

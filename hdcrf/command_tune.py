@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from hdcrf.command_running import (
     use_threads,
     write_all,
 )
-from hdcrf.files import InputError, Note, check_outputs, import_extra
+from hdcrf.files import InputError, Note, check_outputs, import_extra, natural_order
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair, find_pairs
 from hdcrf.folders.predictions import read_labels, read_prediction
@@ -99,8 +99,8 @@ class _Row:
 @click.option(
     "--trials",
     type=click.IntRange(min=1),
-    help="End after so many trials, those in --storage included; one of 'gradient' is an epoch. By default 100, "
-    "or 20 epochs, or any number where there is --time.",
+    help="End after so many trials, those in --storage included; one of 'gradient' is an epoch. By default "
+    "100, or 20 epochs, or any number where there is --time.",
 )
 @click.option(
     "--time", "seconds", type=Number(0, min_open=True), help="End the search after so many seconds."
@@ -227,13 +227,17 @@ def tune(
     before: dict[str, LabelScores] = {}
     count = len(pairs)
 
+    offered: set[int] = set()
+
     def look(example: Example) -> None:
         before[example.pair.stem] = objective.unrefined(example)
+        offered.update(example.start.values.tolist())
 
     with progress_bar(count, "Reading", quiet, unit="images") as reading:
         pairs, failures = objective.examples.readable(pairs, look, reading)
     reader.note_all()
     _check_enough(pairs, failures)
+    _note_of_unseen(LabelScores.merged(before[pair.stem] for pair in pairs), offered, note)
     trained, held = divide(pairs, hold_back)
     unrefined = _Row("unrefined", *(_merged(before, part) for part in (trained, held)))
     _check_labelled(unrefined)
@@ -388,6 +392,17 @@ def _check_labelled(row: _Row) -> None:
             )
 
 
+def _note_of_unseen(scores: LabelScores, offered: Collection[int], note: Note) -> None:
+    """Note the label of the ground truth that has most pixels of those that no prediction can give."""
+    unseen = {value: count for value, count in scores.pixels.items() if count and value not in offered}
+    if unseen:
+        value = max(unseen, key=lambda each: unseen[each])
+        note(
+            f"label {value} has {unseen[value] / sum(scores.pixels.values()):.1%} of the ground truth, and "
+            f"no prediction has it; if it marks pixels that do not count, say --ignore {value}"
+        )
+
+
 def _count_of(matrix: str | Tensor) -> int | None:
     """Return how many labels a compatibility is for; None if for any."""
     return None if isinstance(matrix, str) else len(matrix)
@@ -438,9 +453,9 @@ def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
 
 
 def _digest(pairs: Sequence[Pair]) -> str:
-    """Return what tells the files of examples from others."""
+    """Return what tells the files of examples, in whichever order, from others."""
     digest = hashlib.sha256()
-    for pair in pairs:
+    for pair in sorted(pairs, key=lambda pair: pair.stem):
         for path in (pair.image, pair.prediction, pair.truth):
             if path is not None:
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -507,7 +522,7 @@ def _print_failures(failures: Sequence[Failure], total: int) -> None:
     with as_print_failure():
         if failures:
             click.echo(f"{len(failures)} of {_many(total, 'image')} failed and were left out:", err=True)
-        for failure in failures:
+        for failure in sorted(failures, key=lambda failure: natural_order(failure.stem)):
             click.echo(f"  {failure.stem}: {failure.message}", err=True)
 
 

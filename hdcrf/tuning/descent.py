@@ -22,8 +22,8 @@ from hdcrf.tuning.search import Budget, Found
 
 __all__ = ["descend"]
 
-_RATE = 0.1
-_BATCH = 4
+_RATE = 0.2
+_BATCH = 2
 _SIDE = 512  # of a crop: what is kept for the gradient grows with pixels, labels and iterations
 
 

@@ -81,7 +81,8 @@ def search(
     """Search for the parameters with the highest score.
 
     The first trials are the starts, then ten random ones, then those that the estimator suggests. A trial
-    that after a part of the images is worse than the median of the earlier ones is stopped there.
+    that after a part of the images is worse than the median of those that were not stopped is stopped
+    there.
 
     Args:
         score: Of parameters.
@@ -182,13 +183,13 @@ def _study(optuna: Any, path: Path | None, settings: Mapping[str, Any]) -> Any:
     # The other lock is a symbolic link, which not every Windows user may make.
     backend = journal.JournalFileBackend(str(path), lock_obj=journal.JournalFileOpenLock(str(path)))
     try:
-        study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(backend),
-            study_name=_NAME,
-            direction="maximize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        kept_by = optuna.storages.JournalStorage(backend)
+        if _NAME in optuna.get_all_study_names(kept_by):
+            study = optuna.load_study(study_name=_NAME, storage=kept_by, pruner=pruner)
+        else:
+            study = optuna.create_study(
+                study_name=_NAME, storage=kept_by, pruner=pruner, direction="maximize"
+            )
     except OSError:
         raise
     except Exception as error:  # what it raises on a broken file depends on how it is broken
