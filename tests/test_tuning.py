@@ -403,8 +403,8 @@ class TestDescent:
         assert self.descend(objective, pairs, 3).number > 1
 
 
-# Above the defaults, held back: 0.25, 0.07 and 0.10 by search for the three kinds of noise, and by descent 0.25,
-# 0.08 and 0.08. With seeds 1 to 3 for the crops, 0.02 is the least, and 0.02 above the predictions.
+# Above the defaults, held back: 0.25, 0.07 and 0.10 by search for the three kinds of noise, and by descent
+# 0.25, 0.08 and 0.08. With seeds 1 to 3 for the crops, 0.02 is the least, and 0.02 above the predictions.
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["search", "descent"])
 @pytest.mark.parametrize("noise", NOISES)

@@ -1,0 +1,377 @@
+"""The command `hdcrf tune`: what it writes and says, goes on with, leaves out and refuses."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calling import Command, contents
+from PIL import Image
+
+import hdcrf
+from benchmarks.tuning import LABELS, crops, predicted, scores_of
+from hdcrf import command_tune
+from hdcrf.params_file import read_params
+from hdcrf.tuning.objective import DEFAULTS
+from hdcrf.tuning.search import Found
+
+tune = Command("tune")
+COUNT = 6
+FOLDERS = ("images", "predictions", "--ground-truth", "truth")
+ARGUMENTS = (*FOLDERS, "-o", "params.toml")
+FEW = ("--trials", 8, "--iterations", 2)  # enough for a gain: nothing is warned of
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working directory with folders of small images, predictions and true labels."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in ("images", "predictions", "truth"):
+        (tmp_path / name).mkdir()
+    for index, (photo, truth) in enumerate(crops(COUNT, 0)):
+        photo, truth = photo[::2, ::2], truth[::2, ::2]
+        Image.fromarray(photo).save(f"images/{index}.png")
+        Image.fromarray(truth.astype(np.uint8)).save(f"truth/{index}.png")
+        np.save(f"predictions/{index}.npy", predicted(truth, "both", random))
+    return tmp_path
+
+
+@pytest.fixture
+def unchanged(folder):
+    before = contents(folder)
+    yield
+    assert contents(folder) == before
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Return a function that sets what the search finds."""
+
+    def set_to(parameters):
+        monkeypatch.setattr(command_tune, "search", lambda *_, **__: Found(parameters, 0.5, 1, 3))
+
+    return set_to
+
+
+class TestResult:
+    @pytest.mark.parametrize("method", ["optuna", "gradient"])
+    def test_tunes(self, method):
+        result = tune.succeed(*ARGUMENTS, *FEW, "--method", method)
+        scores = scores_of(result.stdout)
+        assert list(scores) == ["unrefined", "defaults", "tuned"]
+        assert scores["tuned"][0] >= scores["defaults"][0]
+        assert result.stdout.startswith("output: params.toml (6 parameters")
+        assert "4 images searched    2 images held back" in result.stdout
+        params = read_params("params.toml")
+        assert set(params) == {*DEFAULTS, "iterations"}
+        assert params["iterations"] == 2
+        for name in DEFAULTS:
+            assert f"{name} = {params[name]:g}\n" in result.stdout
+
+    def test_what_it_says_is_what_others_get(self):
+        """The scores of both parts, by refining each image with the file."""
+        stdout = tune.succeed(*ARGUMENTS, *FEW).stdout
+        confusion = np.zeros((2, LABELS, LABELS), int)
+        for index, held in ((index, index in self.held_back(stdout)) for index in range(COUNT)):
+            crf = hdcrf.DenseCRF.from_params("params.toml", LABELS, learn=())
+            values = torch.from_numpy(np.load(f"predictions/{index}.npy"))
+            logits = hdcrf.logits_from_probabilities(values, dim=2).permute(2, 0, 1)[None]
+            photo = torch.from_numpy(np.array(Image.open(f"images/{index}.png")))
+            labels = crf(logits, photo.permute(2, 0, 1)[None])[0].argmax(0).numpy()
+            np.add.at(confusion[int(held)], (np.array(Image.open(f"truth/{index}.png")), labels), 1)
+        for table, score in zip(confusion, scores_of(stdout)["tuned"], strict=True):
+            both = table.diagonal()
+            iou = both / (table.sum(0) + table.sum(1) - both)
+            assert score == pytest.approx(100 * iou.mean(), abs=0.005)
+
+    def held_back(self, stdout):
+        from hdcrf.folders.pairs import find_pairs
+        from hdcrf.tuning.examples import divide, shuffled
+
+        pairs = find_pairs(Path("images"), Path("predictions"), Path("truth"))
+        return [int(pair.stem) for pair in divide(shuffled(pairs, 0), 0.3)[1]]
+
+    def test_the_head_of_the_file(self):
+        stdout = tune.succeed(*ARGUMENTS, *FEW, "--seed", 4).stdout
+        head = [line[2:] for line in Path("params.toml").read_text().splitlines() if line.startswith("#")]
+        assert head[0] == (
+            f"Made by hdcrf tune --method optuna --seed 4, of version {hdcrf.__version__}, from the images"
+        )
+        assert head[1].startswith("images, the predictions predictions and the labels truth: ")
+        assert head[3:] == stdout.splitlines()[1:6]
+
+    def test_is_reproducible(self):
+        tune.succeed(*ARGUMENTS, *FEW)
+        first = Path("params.toml").read_bytes()
+        tune.succeed(*ARGUMENTS, *FEW)
+        assert Path("params.toml").read_bytes() == first
+
+    def test_every_command_takes_the_file(self):
+        tune.succeed(*ARGUMENTS, *FEW)
+        arguments = ("images/0.png", "--probabilities", "predictions/0.npy", "-o", "labels.png")
+        Command("image").succeed(*arguments, "--params", "params.toml")
+        expected = hdcrf.refine(
+            np.array(Image.open("images/0.png")),
+            probabilities=np.load("predictions/0.npy"),
+            **read_params("params.toml"),
+        )
+        np.testing.assert_array_equal(np.array(Image.open("labels.png")), expected)
+
+    def test_other_options_of_the_model_are_kept(self):
+        np.save("costs.npy", 2 * (1 - np.eye(LABELS)))
+        options = ("--filter-method", "voxel", "--include-self", "--tolerance", 0.01)
+        tune.succeed(*ARGUMENTS, *FEW, *options, "--compatibility", "costs.npy")
+        params = read_params("params.toml")
+        rest = {name: value for name, value in params.items() if name not in DEFAULTS}
+        assert rest == {
+            "iterations": 2,
+            "method": "voxel",
+            "exclude_self": False,
+            "tolerance": 0.01,
+            "compatibility": (2 * (1 - np.eye(LABELS))).tolist(),
+        }
+        tune.succeed(*FOLDERS, "-o", "again.toml", *FEW, "--params", "params.toml")
+        assert {name: read_params("again.toml")[name] for name in rest} == rest
+
+    def test_the_search_starts_where_it_is_told(self):
+        stdout = tune.succeed(
+            *ARGUMENTS, "--trials", 1, "--appearance-weight", 1, "--smoothness-weight", 0
+        ).stdout
+        scores = scores_of(stdout.replace("start", "unrefined"))
+        assert "start  " in stdout
+        assert read_params("params.toml")["appearance_weight"] == 1
+        assert scores["tuned"] == scores["unrefined"]
+
+    def test_labels_in_pngs(self):
+        """Of other values than 0 to K-1, some unknown, with pixels of the truth that do not count."""
+        for index in range(COUNT):
+            labels = np.load(f"predictions/{index}.npy").argmax(2).astype(np.uint8) + 5
+            labels[:2] = 99
+            os.remove(f"predictions/{index}.npy")
+            Image.fromarray(labels).save(f"predictions/{index}.png")
+            truth = np.array(Image.open(f"truth/{index}.png")) + 5
+            truth[:, :2] = 77
+            Image.fromarray(truth.astype(np.uint8)).save(f"truth/{index}.png")
+        result = tune.succeed(*ARGUMENTS, *FEW, "--unknown", 99, "--gt-prob", 0.6)
+        assert "label 77 has 3.1% of the ground truth, and no prediction has it" in result.stderr
+        assert "say --ignore 77" in result.stderr
+        better = tune.succeed(*ARGUMENTS, *FEW, "--unknown", 99, "--gt-prob", 0.6, "--ignore", 77)
+        assert better.stderr == ""
+        for name, (searched, held) in scores_of(result.stdout).items():
+            # One label of five has an IoU of 0, and its pixels count to others.
+            assert searched < 0.81 * scores_of(better.stdout)[name][0]
+            assert held < 0.81 * scores_of(better.stdout)[name][1]
+
+    def test_fewer_images(self):
+        result = tune.succeed(*ARGUMENTS, *FEW, "--max-images", 3, "--hold-back", 0.6)
+        assert result.stderr == "Note: --max-images: 3 of 6 labelled images are used\n"
+        assert "1 image searched    2 images held back" in result.stdout
+
+    def test_quiet(self):
+        assert tune.succeed(*ARGUMENTS, *FEW, "--quiet").output == ""
+
+    def test_no_gain_is_said(self, found):
+        """What is found is written all the same, with a warning even where quiet."""
+        found({**DEFAULTS, "appearance_weight": 30.0, "smoothness_sigma": 10.0})
+        result = tune.succeed(*ARGUMENTS, *FEW, "--quiet")
+        scores = scores_of(Path("params.toml").read_text().replace("# ", ""))
+        best = max(("unrefined", "defaults"), key=lambda name: scores[name][1])
+        assert result.stdout == ""
+        assert re.fullmatch(
+            rf"Warning: on the images held back, what was tuned is no better than {best}: mean IoU "
+            rf"{scores['tuned'][1]:.2f} % against {scores[best][1]:.2f} %.*\n",
+            result.stderr,
+        )
+        assert read_params("params.toml")["appearance_weight"] == 30
+
+    def test_the_same_is_no_gain(self, found):
+        found(DEFAULTS)
+        assert "no better than" in tune.succeed(*ARGUMENTS, *FEW).stderr
+
+    def test_little_memory(self, monkeypatch):
+        stdout = tune.succeed(*ARGUMENTS, *FEW).stdout
+        monkeypatch.setattr(command_tune, "_SHARE_OF_MEMORY", 0)
+        assert scores_of(tune.succeed(*ARGUMENTS, *FEW).stdout) == scores_of(stdout)
+
+    def test_time_alone_is_a_budget(self):
+        stdout = tune.succeed(*ARGUMENTS, "--time", 0.5, "--iterations", 1).stdout
+        assert int(re.search(r"(\d+) trials in", stdout)[1]) > 1
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    @pytest.mark.parametrize("method", ["optuna", "gradient"])
+    def test_cuda(self, method):
+        stdout = tune.succeed(*ARGUMENTS, *FEW, "--method", method, "--device", "cuda").stdout
+        scores = scores_of(stdout)
+        assert scores["tuned"][0] >= scores["defaults"][0]
+
+
+class TestStorage:
+    def test_goes_on(self):
+        once = tune.succeed(*ARGUMENTS, *FEW)
+        tune.succeed(*ARGUMENTS, "--trials", 3, "--iterations", 2, "--storage", "s.log")
+        result = tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        assert result.stderr == "Note: storage s.log: going on after 3 trials\n"
+        assert "5 trials in" in result.stdout
+        assert "after 3 trials of earlier calls" in result.stdout
+        assert result.stdout.splitlines()[-5:] == once.stdout.splitlines()[-5:]
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (("--iterations", 3), "--iterations"),
+            (("--seed", 3), "--seed"),
+            (("--hold-back", 0.5, "--appearance-weight", 2), "--hold-back, --appearance-weight"),
+            (("--max-images", 4), "images"),
+            (("--ignore", 1), "--ignore"),
+        ],
+    )
+    def test_of_other_settings(self, options, named):
+        tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        message = tune.refuse(*ARGUMENTS, *FEW, *options, "--storage", "s.log")
+        assert f"storage s.log is of a search with other {named}; name a new file" in message
+
+    def test_of_other_images(self):
+        tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save("truth/3.png")
+        assert "with other images; name" in tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log")
+
+    def test_interrupted(self, monkeypatch):
+        calls = []
+        refined = command_tune.Objective.refined
+
+        def interrupted(*arguments):
+            calls.append(arguments)
+            if len(calls) == 12:  # in the third trial of four images
+                raise KeyboardInterrupt
+            return refined(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(command_tune.Objective, "refined", interrupted)
+            message = tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log", code=130)
+        assert message == "Interrupted; the trials are in s.log, and the same command goes on.\n"
+        assert not Path("params.toml").exists()
+        result = tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        assert result.stderr == "Note: storage s.log: going on after 2 trials\n"
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+    def test_killed(self, folder):
+        many = ("--trials", 12, "--iterations", 2)
+        once = tune.succeed(*ARGUMENTS, *many).stdout
+        os.remove("params.toml")
+        command = [sys.executable, "-m", "hdcrf", "tune", *ARGUMENTS, "--storage", "s.log", *map(str, many)]
+        process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(hdcrf.__file__))}
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if Path("s.log").exists() and Path("s.log").read_bytes().count(b'"op_code":6') >= 3:
+                process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+        assert not Path("params.toml").exists()
+        Path("s.log.lock").unlink(missing_ok=True)  # else half a minute passes before it is taken for dead
+        result = tune.succeed(*ARGUMENTS, *many, "--storage", "s.log")
+        assert "going on after" in result.stderr
+        assert result.stdout.splitlines()[-5:] == once.splitlines()[-5:]
+
+
+class TestDamage:
+    def test_is_left_out(self, folder):
+        (folder / "images" / "3.png").write_bytes((folder / "images" / "3.png").read_bytes()[:500])
+        (folder / "predictions" / "1.npy").write_bytes(b"x")
+        os.remove(folder / "truth" / "5.png")
+        result = tune.invoke(*ARGUMENTS, *FEW)
+        assert result.exit_code == 1
+        assert "2 images searched     1 image held back" in result.stdout
+        note, heading, first, second = result.stderr.splitlines()
+        assert note == "Note: 1 of 6 images has no ground truth and is not scored: 5.png"
+        assert heading == "2 of 5 images failed and were left out:"
+        assert first.startswith("  1: prediction predictions/1.npy")
+        assert second.startswith("  3: image images/3.png cannot be read")
+        assert set(read_params("params.toml")) == {*DEFAULTS, "iterations"}
+
+    def test_nothing_is_left(self, folder):
+        for path in (folder / "predictions").iterdir():
+            path.write_bytes(b"x")
+        message = tune.refuse(*ARGUMENTS, *FEW)
+        assert "no labelled image can be used, and tuning needs 2 at least" in message
+        assert "prediction predictions/" in message
+        assert not Path("params.toml").exists()
+
+    def test_labels_that_do_not_fit(self, folder):
+        np.save("bad.npy", np.ones((LABELS + 1, LABELS + 1)))
+        assert "must have shape (4,) or (4, 4)" in tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
+
+
+@pytest.mark.usefixtures("unchanged")
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--trials", 0), "0 is not in the range"),
+            (("--time", 0), "not in the range"),
+            (("--time", "nan"), "not a finite number"),
+            (("--hold-back", 0), "not in the range"),
+            (("--hold-back", 1), "not in the range"),
+            (("--max-images", 1), "not in the range"),
+            (("--seed", -1), "not in the range"),
+            (("--method", "voxel"), "'voxel' is not one of 'optuna', 'gradient'"),
+            (("--unknown", 3), "--unknown goes with predictions in PNG"),
+            (("--gt-prob", 0.5), "--gt-prob goes with predictions in PNG"),
+            (("--storage", "s.log", "--method", "gradient"), "--storage goes with --method optuna"),
+            (("--storage", "s.db"), "--storage s.db must end in .log"),
+            (("--storage", "missing/s.log"), "make it first"),
+            (("--device", "cuda:99"), "cuda:99 was not found"),
+            (("--params", "missing.toml"), "params missing.toml does not exist"),
+            (("--appearance-sigma-rgb", 1e-9), "is too small: pixel"),
+            (("-o", "params.json"), "--output params.json must end in .toml"),
+            (("-o", "missing/params.toml"), "make it first"),
+        ],
+    )
+    def test_option(self, options, message):
+        assert message in tune.refuse(*ARGUMENTS, *FEW, *options)
+
+    def test_ground_truth_is_needed(self):
+        assert "Missing option '--ground-truth'" in tune.refuse("images", "predictions", "-o", "params.toml")
+
+    def test_folders(self):
+        assert "ground truth missing does not exist" in tune.refuse(
+            "images", "predictions", "--ground-truth", "missing", "-o", "params.toml"
+        )
+
+    def test_parameters_are_no_output(self):
+        Path("bad.toml").write_text("iterations = 3")
+        assert "is also the file of --params" in tune.refuse(
+            *FOLDERS, "-o", "bad.toml", "--params", "bad.toml"
+        )
+
+    def test_one_image_is_not_enough(self):
+        Path("bad").mkdir()
+        Path("bad/0.png").write_bytes(Path("truth/0.png").read_bytes())
+        message = tune.refuse("images", "predictions", "--ground-truth", "bad", "-o", "params.toml", *FEW)
+        assert "only 1 labelled image can be used" in message
+        assert "label more of them" in message
+
+    def test_nothing_that_counts(self):
+        Path("bad").mkdir()
+        for index in range(COUNT):
+            Image.fromarray(np.full((48, 64), 255, np.uint8)).save(f"bad/{index}.png")
+        message = tune.refuse("images", "predictions", "--ground-truth", "bad", "-o", "params.toml", *FEW)
+        assert "has no pixel that counts; see --ignore" in message
+
+    @pytest.mark.parametrize(("module", "named"), [("optuna", "optuna"), ("tomli_w", "tomli-w")])
+    def test_missing_extra(self, module, named, monkeypatch):
+        monkeypatch.setitem(sys.modules, module, None)
+        assert f'needs {named}: pip install "hdcrf[tune]"' in tune.refuse(*ARGUMENTS, *FEW)
+
+
+def test_gradient_needs_no_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    tune.succeed(*ARGUMENTS, "--method", "gradient", "--trials", 2, "--iterations", 1)
