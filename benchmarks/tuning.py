@@ -109,10 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=20, help="crops in a folder (20)")
+    parser.add_argument("--images", type=int, default=12, help="crops in a folder (12)")
     parser.add_argument("--seeds", type=int, default=3, help="folders of each kind of noise (3)")
-    parser.add_argument("--trials", type=int, default=60, help="trials by Optuna (60)")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of gradient descent (12)")
+    parser.add_argument("--trials", type=int, default=40, help="trials by Optuna (40)")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of gradient descent (8)")
     parser.add_argument("--quick", action="store_true", help="a few trials on few images")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -24,7 +24,7 @@ from voxel.backend import why_not
 
 __all__ = ["commands"]
 
-PACKAGES = ("torch", "numpy", "pillow", "click", "matplotlib", "av", "nibabel", "laspy", "open3d")
+PACKAGES = ("torch", "numpy", "pillow", "click", "matplotlib", "av", "nibabel", "laspy", "open3d", "optuna")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,7 +51,8 @@ from hdcrf.thread_warnings import collected_warnings
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
-from hdcrf.tuning.search import Budget, Found, search
+from hdcrf.tuning.report import Row, effort, gain, many, table, warning
+from hdcrf.tuning.search import Budget, search
 
 __all__ = ["tune"]
 
@@ -61,15 +61,6 @@ _UNKNOWN_MEMORY = 2 << 30
 _TRIALS = {"optuna": 100, "gradient": 20}
 _NOUNS = {"optuna": "trial", "gradient": "epoch"}
 _MOST_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class _Row:
-    """Scores of both parts, of one way to refine them."""
-
-    name: str
-    trained: LabelScores
-    held: LabelScores
 
 
 @click.command()
@@ -115,7 +106,7 @@ class _Row:
     type=click.IntRange(min=0, max=(1 << 31) - 1),
     default=0,
     show_default=True,
-    help="Of the search.",
+    help="Of the search, and of which images are held back.",
 )
 @click.option(
     "--hold-back",
@@ -226,7 +217,6 @@ def tune(
     objective = Objective(Examples(reader, kept), settings, place, ignore)
     before: dict[str, LabelScores] = {}
     count = len(pairs)
-
     offered: set[int] = set()
 
     def look(example: Example) -> None:
@@ -239,7 +229,7 @@ def tune(
     _check_enough(pairs, failures)
     _note_of_unseen(LabelScores.merged(before[pair.stem] for pair in pairs), offered, note)
     trained, held = divide(pairs, hold_back)
-    unrefined = _Row("unrefined", *(_merged(before, part) for part in (trained, held)))
+    unrefined = Row("unrefined", *(_merged(before, part) for part in (trained, held)))
     _check_labelled(unrefined)
 
     began = time.perf_counter()
@@ -250,15 +240,10 @@ def tune(
     with _explained(context, storage), _bar(budget, quiet) as progress:
         if how == "optuna":
             said = {
-                "images": _digest(pairs) if storage is not None else "",
-                "--seed": seed,
-                "--hold-back": hold_back,
-                "--ignore": ignore,
-                "--unknown": sorted(unknown),
-                "--gt-prob": gt_prob,
-                **{f"--{name.replace('_', '-')}": value for name, value in _plain(settings).items()},
-                **{f"--{name.replace('_', '-')}": value for name, value in start.items()},
-                "version of hdcrf": hdcrf.__version__,
+                **_plain(settings),
+                **start,
+                **{"seed": seed, "hold_back": hold_back, "ignore": ignore},
+                **{"unknown": sorted(unknown), "gt_prob": gt_prob},
             }
             found = search(
                 lambda parameters, stop: _mean_iou(objective.total(trained, parameters, stop)),
@@ -266,7 +251,7 @@ def tune(
                 budget,
                 seed=seed,
                 storage=storage,
-                settings=said,
+                settings=None if storage is None else _fingerprint(pairs, said),
                 progress=progress,
                 note=note,
             )
@@ -275,26 +260,25 @@ def tune(
                 objective,
                 trained,
                 start,
-                lambda parameters: _mean_iou(objective.total(trained, parameters)) or 0.0,
+                lambda parameters: _scores(objective, trained, parameters).mean_iou,
                 budget,
                 seed=seed,
                 progress=progress,
             )
-    seconds_taken = time.perf_counter() - began
+    taken = time.perf_counter() - began
     rows = [unrefined]
     names = {"defaults": DEFAULTS, "start": start, "tuned": found.parameters}
     for name, parameters in names.items():
         if name != "start" or start != DEFAULTS:
-            rows.append(_Row(name, *(_scores(objective, part, parameters) for part in (trained, held))))
+            rows.append(Row(name, *(_scores(objective, part, parameters) for part in (trained, held))))
 
-    table = _table(rows, len(trained), len(held))
-    effort = _effort(found, how, seconds_taken)
+    scores = table(rows, len(trained), len(held))
     values = {**found.parameters, **_to_write(settings)}
     comments = [
         f"Made by hdcrf tune --method {how} --seed {seed}, of version {hdcrf.__version__}, from the images",
         f"{images}, the predictions {predictions} and the labels {ground_truth}: scores in percent after",
-        f"{_many(found.trials, _NOUNS[how])}, of which number {found.number} was the best.",
-        *table,
+        f"{many(found.trials, _NOUNS[how])}, of which number {found.number} was the best.",
+        *scores,
     ]
 
     def write(file: BinaryIO, _: Path) -> str:
@@ -304,12 +288,12 @@ def tune(
     written = {"--output": outputs["--output"]}
     contents = write_all(written, {"--output": write})
     lines = [
-        *table,
-        _gain(rows),
-        effort,
+        *scores,
+        gain(rows),
+        effort(found, _NOUNS[how], taken),
         *(f"{name} = {value:g}" for name, value in found.parameters.items()),
     ]
-    print_results(written, contents, "\n".join(lines), _warning(rows), quiet)
+    print_results(written, contents, "\n".join(lines), warning(rows), quiet)
     _print_failures(failures, count)
     if failures:
         context.exit(1)
@@ -384,7 +368,7 @@ def _check_enough(pairs: Sequence[Pair], failures: Sequence[Failure]) -> None:
     )
 
 
-def _check_labelled(row: _Row) -> None:
+def _check_labelled(row: Row) -> None:
     for part, scores in (("search on", row.trained), ("hold back", row.held)):
         if math.isnan(scores.accuracy):
             raise InputError(
@@ -452,14 +436,15 @@ def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
         context.exit(130)
 
 
-def _digest(pairs: Sequence[Pair]) -> str:
-    """Return what tells the files of examples, in whichever order, from others."""
+def _fingerprint(pairs: Sequence[Pair], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what trials depend on: the content of the examples' files, in whichever order, and options."""
     digest = hashlib.sha256()
     for pair in sorted(pairs, key=lambda pair: pair.stem):
         for path in (pair.image, pair.prediction, pair.truth):
             if path is not None:
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    options = {f"--{name.replace('_', '-')}": value for name, value in said.items()}
+    return {"images": digest.hexdigest(), **options, "version of hdcrf": hdcrf.__version__}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -477,54 +462,9 @@ def _to_write(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _plain(settings).items() if value != layer[name].default}
 
 
-def _table(rows: Sequence[_Row], trained: int, held: int) -> list[str]:
-    """Return lines with the scores in percent."""
-    lines = [
-        f"{'':11}{_many(trained, 'image') + ' searched':>22}{_many(held, 'image') + ' held back':>22}",
-        f"{'':11}" + 2 * f"{'mean IoU':>12}{'accuracy':>10}",
-    ]
-    for row in rows:
-        scores = (row.trained, row.held)
-        columns = "".join(f"{100 * each.mean_iou:12.2f}{100 * each.accuracy:10.2f}" for each in scores)
-        lines.append(f"{row.name:11}{columns}")
-    return lines
-
-
-def _effort(found: Found, how: str, seconds: float) -> str:
-    """Say how long it took, and what it found."""
-    noun = _NOUNS[how]
-    earlier = f", after {_many(found.earlier, noun)} of earlier calls" if found.earlier else ""
-    count = _many(found.trials - found.earlier, noun)
-    return f"{count} in {seconds:.1f} s{earlier}; the best is number {found.number}"
-
-
-def _gain(rows: Sequence[_Row]) -> str:
-    """Say what the images that were held back gained."""
-    *others, tuned = rows
-    gains = [f"{100 * (tuned.held.mean_iou - row.held.mean_iou):+.2f} above {row.name}" for row in others]
-    return f"held back, in points of mean IoU: {', '.join(gains)}"
-
-
-def _warning(rows: Sequence[_Row]) -> str | None:
-    """Return a warning if the images that were held back have gained nothing."""
-    *others, tuned = rows
-    best = max(others, key=lambda row: row.held.mean_iou)
-    if tuned.held.mean_iou > best.held.mean_iou:
-        return None
-    return (
-        f"Warning: on the images held back, what was tuned is no better than {best.name}: mean IoU "
-        f"{100 * tuned.held.mean_iou:.2f} % against {100 * best.held.mean_iou:.2f} %. It is written all the "
-        "same; label more images, or ones that are more alike"
-    )
-
-
 def _print_failures(failures: Sequence[Failure], total: int) -> None:
     with as_print_failure():
         if failures:
-            click.echo(f"{len(failures)} of {_many(total, 'image')} failed and were left out:", err=True)
+            click.echo(f"{len(failures)} of {many(total, 'image')} failed and were left out:", err=True)
         for failure in sorted(failures, key=lambda failure: natural_order(failure.stem)):
             click.echo(f"  {failure.stem}: {failure.message}", err=True)
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

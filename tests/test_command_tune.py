@@ -227,7 +227,7 @@ class TestStorage:
         [
             (("--iterations", 3), "--iterations"),
             (("--seed", 3), "--seed"),
-            (("--hold-back", 0.5, "--appearance-weight", 2), "--hold-back, --appearance-weight"),
+            (("--hold-back", 0.5, "--appearance-weight", 2), "--appearance-weight, --hold-back"),
             (("--max-images", 4), "images"),
             (("--ignore", 1), "--ignore"),
         ],

@@ -1,0 +1,65 @@
+"""What tuning found, in words: the scores of both parts, what was gained, and whether anything was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hdcrf.folders.scores import LabelScores
+from hdcrf.tuning.search import Found
+
+__all__ = ["Row", "effort", "gain", "many", "table", "warning"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of both parts, of one way to refine them."""
+
+    name: str
+    trained: LabelScores
+    held: LabelScores
+
+
+def table(rows: Sequence[Row], trained: int, held: int) -> list[str]:
+    """Return lines with the scores in percent."""
+    lines = [
+        f"{'':11}{many(trained, 'image') + ' searched':>22}{many(held, 'image') + ' held back':>22}",
+        f"{'':11}" + 2 * f"{'mean IoU':>12}{'accuracy':>10}",
+    ]
+    for row in rows:
+        scores = (row.trained, row.held)
+        columns = "".join(f"{100 * each.mean_iou:12.2f}{100 * each.accuracy:10.2f}" for each in scores)
+        lines.append(f"{row.name:11}{columns}")
+    return lines
+
+
+def effort(found: Found, noun: str, seconds: float) -> str:
+    """Say how many trials, or whatever they are called, it took, how long, and which was the best."""
+    earlier = f", after {many(found.earlier, noun)} of earlier calls" if found.earlier else ""
+    count = many(found.trials - found.earlier, noun)
+    return f"{count} in {seconds:.1f} s{earlier}; the best is number {found.number}"
+
+
+def gain(rows: Sequence[Row]) -> str:
+    """Say what the images that were held back gained."""
+    *others, tuned = rows
+    gains = [f"{100 * (tuned.held.mean_iou - row.held.mean_iou):+.2f} above {row.name}" for row in others]
+    return f"held back, in points of mean IoU: {', '.join(gains)}"
+
+
+def warning(rows: Sequence[Row]) -> str | None:
+    """Return a warning if the images that were held back have gained nothing."""
+    *others, tuned = rows
+    best = max(others, key=lambda row: row.held.mean_iou)
+    if tuned.held.mean_iou > best.held.mean_iou:
+        return None
+    return (
+        f"Warning: on the images held back, what was tuned is no better than {best.name}: mean IoU "
+        f"{100 * tuned.held.mean_iou:.2f} % against {100 * best.held.mean_iou:.2f} %. It is written all the "
+        "same; label more images, or ones that are more alike"
+    )
+
+
+def many(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
