@@ -98,7 +98,8 @@ def _loss(
     """Return one minus the mean soft IoU of an example, or of a crop of it; None if none of it is labelled.
 
     The soft IoU of a label takes marginals for pixels: Σ q t / Σ (q + t - q t) with marginals q and the truth
-    t, 0 or 1. The mean is over the labels in the truth.
+    t, 0 or 1. The mean is over the labels in the truth. Cross-entropy in its place left 0.8 points of mean
+    IoU behind on the images searched and 1.0 on those held back, the mean of six folders of 12.
     """
     logits, guide = objective.inputs(example)
     height, width = example.truth.shape
