@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -17,6 +18,7 @@ def main() -> None:
         sys.exit(2)
     from hdcrf.command_line import commands
 
+    gc.freeze()  # what PyTorch's import made stays: to look through it all at the end takes half a second
     commands(prog_name="hdcrf")
 
 
