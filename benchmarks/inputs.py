@@ -82,9 +82,23 @@ def network_probabilities(
     noise, and interpolated to full resolution: right inside, blurred and displaced along the borders.
     """
     truth = regions(name, height, width, num_labels)
+    return blurred_probabilities(truth, num_labels, stride=stride, margin=margin, noise=noise)
+
+
+def blurred_probabilities(
+    truth: np.ndarray,
+    num_labels: int,
+    *,
+    stride: int = 4,
+    margin: float = 10.0,
+    noise: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return what `network_probabilities` does, for labels (H, W)."""
+    height, width = truth.shape
     one_hot = (truth[:, :, None] == np.arange(num_labels)).astype(np.float64)
     low = transform.resize(one_hot, (height // stride, width // stride, num_labels), anti_aliasing=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     logits = transform.resize(
         margin * low + noise * random.standard_normal(low.shape), one_hot.shape, order=1
     )

@@ -37,10 +37,12 @@ try:
         scanned_room,
     )
     from benchmarks.peak_memory import added_memory, peak
+    from benchmarks.peer import theirs
 except ModuleNotFoundError:  # run as a script
     import gradient_steps
     from inputs import alternate, machine_line, moving_crop, network_probabilities, photo, scanned_room
     from peak_memory import added_memory, peak
+    from peer import theirs
 
 LEAST_AGREEMENT = 0.99
 
@@ -49,19 +51,6 @@ def ours(
     image: np.ndarray, probabilities: np.ndarray, iterations: int, exclude_self: bool = False
 ) -> np.ndarray:
     return hdcrf.refine(image, probabilities=probabilities, iterations=iterations, exclude_self=exclude_self)
-
-
-def theirs(image: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.ndarray:
-    import pydensecrf.densecrf as densecrf
-
-    height, width, labels = probabilities.shape
-    crf = densecrf.DenseCRF2D(width, height, labels)
-    unary = -np.log(np.maximum(probabilities, 1e-6)).transpose(2, 0, 1).reshape(labels, -1)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
-    crf.addPairwiseGaussian(sxy=3, compat=3)
-    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.ascontiguousarray(image), compat=10)
-    marginals = np.array(crf.inference(iterations))
-    return marginals.argmax(0).reshape(height, width)
 
 
 def our_points(features: torch.Tensor, logits: torch.Tensor, *, smoothness_weight: float = 0.0) -> np.ndarray:
