@@ -14,6 +14,7 @@ import hdcrf
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import as_input_error
 from hdcrf.files import InputError
+from hdcrf.refine import most_likely
 
 __all__ = ["MOST_ANNOTATED", "Start", "start_from_annotation", "start_from_probabilities"]
 
@@ -102,5 +103,6 @@ def start_from_probabilities(name: str, probabilities: NDArray[np.floating]) -> 
         check_float32_range("probabilities", probabilities)
         given = torch.from_numpy(probabilities.astype(np.float32))
         logits = hdcrf.logits_from_probabilities(given, dim=-1)
-    labels = np.arange(probabilities.shape[-1])
-    return Start(logits.movedim(-1, 0), probabilities.argmax(-1), labels, annotated=False)
+        labels = most_likely(given, "auto").numpy()
+    values = np.arange(probabilities.shape[-1])
+    return Start(logits.movedim(-1, 0), labels, values, annotated=False)

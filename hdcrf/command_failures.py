@@ -14,7 +14,7 @@ import torch
 
 from hdcrf.files import InputError, NotPutBackError, reason
 
-__all__ = ["Commands", "as_input_error", "as_print_failure", "as_write_failure"]
+__all__ = ["Commands", "as_input_error", "as_print_failure", "as_write_failure", "is_out_of_memory"]
 
 
 class _WrongInput(click.ClickException):
@@ -41,7 +41,7 @@ class Commands(click.Group):
                 raise
             raise click.ClickException(reason(error)) from error
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise click.ClickException(
                 "out of memory, and nothing was written; scale the input down, or use another --device"
@@ -103,6 +103,7 @@ def as_print_failure() -> Iterator[None]:
         raise click.ClickException(f"the results are written, but not all was printed: {error}") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
     # PyTorch's CPU allocator raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)

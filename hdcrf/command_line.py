@@ -13,6 +13,7 @@ import click
 import torch
 
 import hdcrf
+from hdcrf.command_batch import batch
 from hdcrf.command_failures import Commands
 from hdcrf.command_image import image
 from hdcrf.command_points import points
@@ -24,7 +25,19 @@ from voxel.backend import why_not
 
 __all__ = ["commands"]
 
-PACKAGES = ("torch", "numpy", "pillow", "click", "matplotlib", "av", "nibabel", "laspy", "open3d", "optuna")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pillow",
+    "click",
+    "matplotlib",
+    "tifffile",
+    "optuna",
+    "av",
+    "nibabel",
+    "laspy",
+    "open3d",
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +47,7 @@ def commands() -> None:
 
 
 commands.add_command(image)
+commands.add_command(batch)
 commands.add_command(video)
 commands.add_command(points)
 commands.add_command(volume)

@@ -29,6 +29,7 @@ __all__ = [
     "Number",
     "check_start",
     "given_outputs",
+    "gt_prob",
     "is_given",
     "model_files",
     "model_options",
@@ -95,13 +96,19 @@ OPACITY = click.option(
     help="Of the labels in the overlay, from 0 to 1.",
 )
 
-GT_PROB = click.option(
-    "--gt-prob",
-    type=Number(0, 1, min_open=True, max_open=True),
-    default=0.7,
-    show_default=True,
-    help="How far to trust the annotation: the probability that a label in it is right.",
-)
+
+def gt_prob(source: str) -> _Option:
+    """Return the option of how far to trust labels; `source` is what holds them."""
+    return click.option(
+        "--gt-prob",
+        type=Number(0, 1, min_open=True, max_open=True),
+        default=0.7,
+        show_default=True,
+        help=f"How far to trust {source}: the probability that a label in it is right.",
+    )
+
+
+GT_PROB = gt_prob("the annotation")
 
 
 def _all_of(*options: _Option) -> Callable[[_Command], _Command]:

@@ -104,11 +104,11 @@ def refine(
 
 
 def most_likely(marginals: Tensor, backend: str) -> Tensor:
-    """Return the (H, W) labels of the largest (H, W, K) marginals."""
+    """Return the (*S) labels of the largest (*S, K) marginals."""
     if not uses_native(backend, marginals):
-        return marginals.argmax(2)
-    labels = new_large(marginals, marginals.shape[:2], torch.int64)
-    rows = marginals.reshape(-1, marginals.shape[2])
+        return marginals.argmax(-1)
+    labels = new_large(marginals, marginals.shape[:-1], torch.int64)
+    rows = marginals.reshape(-1, marginals.shape[-1])
     kernels().argmax(rows, labels.view(-1), torch.get_num_threads())
     return labels
 

@@ -1,0 +1,126 @@
+"""What `hdcrf batch` ends with: its other outputs, notes, a summary, hints and failures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from hdcrf.command_failures import as_print_failure
+from hdcrf.command_image import PHOTO
+from hdcrf.files import Note
+from hdcrf.folders.manifest import Entry
+from hdcrf.folders.outcomes import Failure, Outcome
+from hdcrf.folders.refinement import Result
+from hdcrf.folders.report import write_report
+from hdcrf.folders.scores import LabelScores
+from hdcrf.folders.tables import scores_table, write_scores_csv, write_scores_json
+
+__all__ = ["hints", "many", "output_writers", "print_failures", "print_notes", "summary"]
+
+_NEARLY_ALL = 0.9
+
+
+def output_writers(
+    outputs: Mapping[str, tuple[Path, Sequence[str]]],
+    outcomes: Sequence[Outcome],
+    failures: Sequence[Failure],
+    total: tuple[LabelScores, LabelScores] | None,
+    settings: Mapping[str, str],
+    unknown: Collection[int],
+    output: Path,
+) -> dict[str, Callable[[BinaryIO, Path], str]]:
+    """Return what writes each output."""
+
+    def write_scores(file: BinaryIO, path: Path) -> str:
+        before, after = total or (LabelScores.merged(()), LabelScores.merged(()))
+        if path.suffix.lower() == ".csv":
+            return write_scores_csv(file, before, after)
+        return write_scores_json(file, before, after, outcomes, failures)
+
+    def write_page(file: BinaryIO, _: Path) -> str:
+        title = f"Labels refined in {output.absolute().name}"
+        return write_report(file, outcomes, failures, settings=settings, title=title, unknown=unknown)
+
+    return {name: write_page if name == "--report" else write_scores for name in outputs}
+
+
+def print_notes(results: Sequence[Result], note: Note) -> None:
+    """Print what was noted of files: what is the same of many, once."""
+    first: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for result in results:
+        for message in result.notes:
+            kind = message
+            for path in (result.pair.image, result.pair.prediction):
+                kind = kind.replace(str(path), "")
+            first.setdefault(kind, message)
+            count[kind] += 1
+    for kind, message in first.items():
+        others = count[kind] - 1
+        note(message + (f" (and {many(others, 'other file')} like it)" if others else ""))
+
+
+def print_failures(failures: Sequence[Failure], total: int) -> None:
+    """Print why images failed, also where quiet."""
+    with as_print_failure():
+        if failures:
+            click.echo(f"{len(failures)} of {many(total, 'image')} failed:", err=True)
+        for failure in failures:
+            click.echo(f"  {failure.stem}: {failure.message}", err=True)
+
+
+def summary(entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | None) -> list[str]:
+    """Return lines on what changed, and the table of scores."""
+    known = sum(entry.known for entry in entries)
+    pixels = sum(entry.pixels for entry in entries)
+    lines = []
+    if pixels > known:
+        lines.append(f"{(pixels - known) / pixels:.1%} of the pixels were unknown and got a label")
+    if known:
+        changed = sum(entry.changed for entry in entries)
+        lines.append(
+            f"{changed / known:.1%} of the {'labelled ' * (pixels > known)}pixels changed their label"
+        )
+    if total is not None:
+        lines += ["", scores_table(*total)]
+    return lines
+
+
+def hints(
+    entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | None, ignore: int | None
+) -> list[str]:
+    """Return what may have gone wrong, and what to try."""
+    lines = []
+    several = [entry for entry in entries if entry.labels_before > 1]
+    single = sum(entry.labels_after == 1 for entry in several)
+    if single and single >= _NEARLY_ALL * len(several):
+        trust = (
+            "the predictions are hardly above chance, or trusted too little: see --gt-prob, --iterations 0"
+        )
+        lines.append(
+            f"Hint: {single} of {many(len(several), 'result')} are a single label: the others were "
+            f"outvoted. {PHOTO.causes(trust)}"
+        )
+    if total is not None and ignore is None:
+        pixels = total[0].pixels
+        predicted: dict[int, int] = {}
+        for scores in total:
+            for value, column in zip(scores.values, scores.confusion.sum(0), strict=True):
+                predicted[int(value)] = predicted.get(int(value), 0) + int(column)
+        unseen = {value: count for value, count in pixels.items() if count and not predicted.get(value)}
+        if unseen:
+            value = max(unseen, key=lambda each: unseen[each])
+            lines.append(
+                f"Hint: label {value} has {unseen[value] / sum(pixels.values()):.1%} of the ground truth, "
+                f"and no prediction has it; if it marks pixels that do not count, say --ignore {value}"
+            )
+    return lines
+
+
+def many(count: int, noun: str) -> str:
+    """Return how many there are of something."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

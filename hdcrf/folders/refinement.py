@@ -1,0 +1,350 @@
+"""Refining the pairs of a folder, on several threads of one process.
+
+Threads suffice: decoding, PyTorch and the compiled kernels let go of Python's lock while they work. PyTorch
+is imported once, and the memory is shared.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import hdcrf
+from hdcrf import image_files, pictures
+from hdcrf.command_failures import as_input_error, is_out_of_memory
+from hdcrf.command_running import build_layer
+from hdcrf.files import InputError, reason, whole_files
+from hdcrf.folders.manifest import Entry, digest, stamp
+from hdcrf.folders.pairs import Pair
+from hdcrf.folders.predictions import Prediction, read_labels, read_prediction
+from hdcrf.folders.scores import LabelScores, score_labels
+from hdcrf.refine import most_likely
+from hdcrf.thread_warnings import collected_warnings
+
+__all__ = ["Refinement", "Result", "Settings", "run_in_threads"]
+
+VOID = 255
+"""What data sets mark pixels with that do not count."""
+
+_palette = lru_cache(pictures.palette)
+_TIMES_THE_FILE = 8  # memory for a prediction of many labels, in sizes of its file
+_POLL = 0.5  # seconds; on Windows a wait without end cannot be interrupted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the result for an image depends on besides its files.
+
+    Attributes:
+        model: The arguments of `build_layer`, with the compatibility as it was read.
+        gt_prob: How far to trust a label of a PNG.
+        unknown: Values of a PNG that say nothing.
+    """
+
+    model: Mapping[str, Any]
+    gt_prob: float
+    unknown: tuple[int, ...] = ()
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels the compatibility is for; None if for any."""
+        matrix = self.model["compatibility"]
+        return matrix.shape[0] if isinstance(matrix, Tensor) and matrix.dim() else None
+
+    @property
+    def digest(self) -> str:
+        """What tells settings and versions apart."""
+        said = {
+            **self.model,
+            "gt_prob": self.gt_prob,
+            "unknown": sorted(set(self.unknown)),
+            "version": hdcrf.__version__,
+        }
+        return digest(json.dumps(said, sort_keys=True, default=Tensor.tolist).encode())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a pair.
+
+    Attributes:
+        pair: The files.
+        entry: For the record; None if it failed.
+        before: The scores of the prediction; None without ground truth.
+        after: Those of the refined labels.
+        failure: Why it, or its ground truth, could not be used; None if all is well.
+        notes: What is to be known of its files.
+    """
+
+    pair: Pair
+    entry: Entry | None = None
+    before: LabelScores | None = None
+    after: LabelScores | None = None
+    failure: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Refinement:
+    """Refines pairs, each in the thread that asks for it.
+
+    Args:
+        settings: Of the model.
+        device: Where to compute.
+        output: Returns where the output for a stem goes.
+        memory: Bytes that all threads together may use; None where that is not known.
+        bytes_a_pixel: What a photo takes of these.
+        ignore: The value of the ground truth that does not count; None leaves it to the prediction.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        device: torch.device,
+        output: Callable[[str], Path],
+        *,
+        memory: int | None,
+        bytes_a_pixel: int,
+        ignore: int | None,
+    ) -> None:
+        self._settings = settings
+        self._digest = settings.digest
+        self._device = device
+        self._output = output
+        self._memory = memory
+        self._bytes_a_pixel = bytes_a_pixel
+        self._budget = _Budget(memory)
+        self._ignore = ignore
+        self._own = threading.local()  # .layers of a thread, by the number of labels
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let the threads give up what they are at."""
+        self._stopped.set()
+
+    def refine(self, pair: Pair) -> Result:
+        """Refine a pair, write the output, and score it if there is ground truth.
+
+        Raises:
+            OSError: If the output cannot be written.
+        """
+        notes: list[str] = []
+        with _failures(pair, notes) as failures:
+            stamps = stamp(pair.image), stamp(pair.prediction)
+            start, labels = self._compute(pair, notes)
+            content = _encoded(start, labels)
+        if failures:
+            return failures[0]
+        with whole_files([self._output(pair.stem)]) as (file,):
+            file.write(content)
+        known = start.labels >= 0
+        entry = Entry(
+            pair.stem,
+            self._digest,
+            *stamps,
+            output=digest(content),
+            pixels=labels.size,
+            known=int(known.sum()),
+            changed=int((known & (start.labels != labels)).sum()),
+            labels_before=_count(start.labels[known]),
+            labels_after=_count(labels),
+        )
+        return self._scored(pair, entry, start, lambda: start.values[labels], notes)
+
+    def score(self, pair: Pair, entry: Entry) -> Result:
+        """Score an output that was kept, if there is ground truth."""
+        if pair.truth is None:
+            return Result(pair, entry)
+        notes: list[str] = []
+        output = self._output(pair.stem)
+        with _failures(pair, notes) as failures:
+            from PIL import Image
+
+            with Image.open(output) as image:
+                shape = image.size[::-1]
+            start = self._read(pair, shape, [])
+            refined = read_labels("output", output, shape)
+        return failures[0] if failures else self._scored(pair, entry, start, lambda: refined, notes)
+
+    def _compute(self, pair: Pair, notes: list[str]) -> tuple[Prediction, NDArray[np.int64]]:
+        """Return where the labelling starts from, and the refined labels 0 … K-1."""
+        most = None if self._memory is None else self._memory // self._bytes_a_pixel
+        photo = image_files.read_photo(pair.image, most_pixels=most, role="image", note=notes.append)
+        shape = photo.shape[0], photo.shape[1]
+        arrays = 0 if pair.prediction.suffix.lower() == ".png" else pair.prediction.stat().st_size
+        with self._budget.of(photo.size // 3 * self._bytes_a_pixel + arrays * _TIMES_THE_FILE):
+            start = self._read(pair, shape, notes)
+            if len(start.values) == 1:
+                return start, np.zeros(shape, np.int64)
+            layer = self._layer(len(start.values))
+            guide = torch.from_numpy(photo).permute(2, 0, 1)[None]
+            with as_input_error(), torch.inference_mode():
+                result = layer.infer(
+                    start.logits[None].to(self._device),
+                    guide.to(self._device),
+                    return_logits=False,
+                    progress=self._check_stop,
+                )
+                labels = most_likely(result.marginals[0].permute(1, 2, 0), layer.backend)
+        return start, labels.cpu().numpy()
+
+    def _read(self, pair: Pair, shape: tuple[int, int], notes: list[str]) -> Prediction:
+        return read_prediction(
+            pair.prediction,
+            shape,
+            gt_prob=self._settings.gt_prob,
+            unknown=self._settings.unknown,
+            num_labels=self._settings.num_labels,
+            note=notes.append,
+        )
+
+    def _layer(self, num_labels: int) -> hdcrf.DenseCRF:
+        layers: dict[int, hdcrf.DenseCRF] = self._own.__dict__.setdefault("layers", {})
+        if num_labels not in layers:
+            layers[num_labels] = build_layer(hdcrf.DenseCRF, num_labels, self._device, **self._settings.model)
+        return layers[num_labels]
+
+    def _check_stop(self, _: int) -> None:
+        if self._stopped.is_set():
+            raise _Stopped
+
+    def _scored(
+        self,
+        pair: Pair,
+        entry: Entry,
+        start: Prediction,
+        refined: Callable[[], NDArray[np.int64]],
+        notes: list[str],
+    ) -> Result:
+        """Return the result with its scores, if there is ground truth."""
+        if pair.truth is None:
+            return Result(pair, entry, notes=notes)
+        with _failures(pair, notes, entry) as failures:
+            shape = start.labels.shape[0], start.labels.shape[1]
+            truth = read_labels("ground truth", pair.truth, shape)
+            given = np.where(start.labels < 0, -1, start.values[start.labels])
+            ignore = self._ignore
+            if ignore is None and not start.annotated and len(start.values) <= VOID:
+                ignore = VOID
+            with as_input_error(f"ground truth {pair.truth}: "):
+                before, after = (score_labels(each, truth, ignore=ignore) for each in (given, refined()))
+        return failures[0] if failures else Result(pair, entry, before, after, notes=notes)
+
+
+def _count(labels: NDArray[np.int64]) -> int:
+    """Return how many labels 0 … K-1 occur."""
+    return int(np.count_nonzero(np.bincount(labels.ravel())))
+
+
+def _encoded(start: Prediction, labels: NDArray[np.int64]) -> bytes:
+    """Return the PNG of refined labels: with the values and the palette that labels in a PNG had."""
+    file = io.BytesIO()
+    if start.annotated:
+        image_files.write_label_values(file, start.values[labels], start.palette)
+    else:
+        image_files.write_labels(file, labels, _palette(len(start.values)), optimize=False)
+    return file.getvalue()
+
+
+class _Stopped(BaseException):
+    """The work was given up."""
+
+
+@contextmanager
+def _failures(pair: Pair, notes: list[str], entry: Entry | None = None) -> Iterator[list[Result]]:
+    """Take down warnings as notes; yield a list that gets the result if the block fails."""
+    failures: list[Result] = []
+    with collected_warnings() as warnings:
+        try:
+            yield failures
+        except Exception as error:  # what is wrong with one image must not end the work on the others
+            if isinstance(error, InputError):
+                message = str(error)
+            elif is_out_of_memory(error):
+                message = f"image {pair.image}: out of memory; scale it down, or use fewer --workers"
+            else:
+                message = f"image {pair.image}: {type(error).__name__}: {reason(error)}"
+            failures.append(Result(pair, entry, failure=message, notes=notes))
+    notes += [f"image {pair.image}: {warning}" for warning in warnings]
+
+
+class _Budget:
+    """Memory that threads take in turns, so that large images wait for each other.
+
+    Args:
+        most: Bytes; None for no limit.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, needed: int) -> Iterator[None]:
+        """Wait until there is so much, or nobody else has any."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._most is None or self._used == 0 or self._used + needed <= self._most
+            )
+            self._used += needed
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= needed
+                self._changed.notify_all()
+
+
+def run_in_threads(
+    tasks: Iterable[Callable[[], Result]],
+    workers: int,
+    threads: int,
+    finish: Callable[[Result], object],
+    stop: Callable[[], object],
+) -> None:
+    """Do tasks in threads of their own.
+
+    Args:
+        tasks: What to do; few of them are taken ahead of time.
+        workers: How many are done at a time.
+        threads: How many threads each of them computes on.
+        finish: Called with each result, in this thread.
+        stop: Called if this is interrupted or a task raises; the tasks at work should then end soon. Those
+            that are finished nonetheless count.
+    """
+    own = torch.get_num_threads()
+    waiting = iter(tasks)
+    running: set[Future[Result]] = set()
+    with ThreadPoolExecutor(workers, "hdcrf", torch.set_num_threads, (threads,)) as pool:
+        try:
+            while True:
+                running |= {pool.submit(task) for task in islice(waiting, 2 * workers - len(running))}
+                if not running:
+                    break
+                for future in wait(running, _POLL, FIRST_COMPLETED).done:
+                    finish(future.result())
+                    running.remove(future)
+        except BaseException:
+            stop()
+            for future in running:
+                future.cancel()
+            for future in wait(running).done:
+                if not future.cancelled() and future.exception() is None:
+                    finish(future.result())
+            raise
+        finally:
+            torch.set_num_threads(own)  # which new threads elsewhere begin with
