@@ -193,6 +193,9 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
 
 def _move_all(sources: Sequence[Path], places: Sequence[Path]) -> None:
     """Move each file to its place, or leave all places as they were."""
+    if len(places) == 1:  # no copy of what was there is needed, which a kill would leave behind
+        os.replace(sources[0], places[0])
+        return
     # For each place touched, where the file that was there is kept; None if there was none.
     backups: dict[Path, Path | None] = {}
     try:

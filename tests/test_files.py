@@ -191,9 +191,25 @@ class TestWholeFiles:
         if not links:
             monkeypatch.setattr(os, "replace", interrupted(os.replace))
         (tmp_path / "a").write_text("old a")
-        with pytest.raises(KeyboardInterrupt), whole_files([tmp_path / "a"]):
+        with pytest.raises(KeyboardInterrupt), whole_files([tmp_path / "a", tmp_path / "b"]):
             pass
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old a"}
+
+    def test_one_file_is_replaced_without_a_copy(self, monkeypatch, tmp_path):
+        """A process that is killed in between leaves none behind."""
+        (tmp_path / "a").write_text("old")
+        seen = []
+        move = os.replace
+
+        def replace(source, destination):
+            seen.append(sorted(path.suffix for path in tmp_path.iterdir()))
+            move(source, destination)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with whole_files([tmp_path / "a"]) as (file,):
+            file.write(b"new")
+        assert (tmp_path / "a").read_text() == "new"
+        assert seen == [["", ".part"]]
 
     def test_none_is_left_when_one_cannot_be_opened(self, tmp_path):
         with pytest.raises(OSError), whole_files([tmp_path / "a", tmp_path / "missing" / "b"]):
