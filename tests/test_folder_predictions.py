@@ -10,6 +10,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from hdcrf.command_annotation import start_from_annotation
 from hdcrf.files import InputError
 from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.image_files import read_photo
@@ -117,6 +118,14 @@ class TestLabels:
         Image.fromarray(stripes(0, 1).astype(np.uint8)).save(tmp_path / "a.png")
         with pytest.raises(InputError, match=r"a\.png: `gt_prob` must lie between 1/2"):
             read(tmp_path / "a.png", gt_prob=0.4)
+
+    @pytest.mark.parametrize(("low", "high"), [(0, 9), (-3, 4), (0, 1 << 40), (1 << 15, 1 << 16)])
+    def test_labels_are_numbered_in_order(self, low, high):
+        annotation = np.random.default_rng(0).choice(np.linspace(low, high, 7).astype(np.int64), (30, 40))
+        start = start_from_annotation("labels", annotation, (), 0.7)
+        values, numbers = np.unique(annotation, return_inverse=True)
+        np.testing.assert_array_equal(start.values, values)
+        np.testing.assert_array_equal(start.labels, numbers.reshape(annotation.shape))
 
 
 class TestProbabilities:

@@ -10,7 +10,14 @@ from PIL import Image
 
 from hdcrf import image_files
 from hdcrf.files import InputError
-from hdcrf.image_files import read_annotation, read_photo, write_labels, write_picture
+from hdcrf.image_files import (
+    read_annotation,
+    read_label_picture,
+    read_photo,
+    write_label_values,
+    write_labels,
+    write_picture,
+)
 
 SHAPE = (6, 8)
 RGB = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
@@ -283,3 +290,20 @@ class TestWrite:
                 assert image.size == SHAPE[::-1]
                 if kind == "PNG":
                     np.testing.assert_array_equal(np.asarray(image), RGB[:, ::-1])
+
+    @pytest.mark.parametrize("most", [1, 9, 255, 256, 65535])
+    @pytest.mark.parametrize("colours", [None, 2, 256])
+    def test_values_of_another_picture(self, most, colours, tmp_path):
+        """A value beyond the palette stays, too; above 255 there is none."""
+        if colours is not None and most > 255:
+            pytest.skip("a palette has 256 colours")
+        values = np.array([[0, 1, most], [most, 0, 0]])
+        palette = None if colours is None else np.arange(3 * colours).astype(np.uint8).reshape(-1, 3)
+        with open(tmp_path / "a.png", "wb") as file:
+            write_label_values(file, values, palette)
+        read, read_palette = read_label_picture("labels", tmp_path / "a.png", (2, 3))
+        np.testing.assert_array_equal(read, values)
+        if palette is None:
+            assert read_palette is None
+        else:
+            np.testing.assert_array_equal(read_palette[: len(palette)], palette)

@@ -23,7 +23,7 @@ __all__ = ["MANIFEST", "Entry", "Manifest", "Stamp", "digest", "open_manifest", 
 
 MANIFEST = "hdcrf-batch.jsonl"
 
-_LEFT_OVER = re.compile(r"\.hdcrf-[0-9a-f]{16}\.(part|old)")
+_LEFT_OVER = re.compile(r"\.hdcrf-[0-9a-f]{16}\.part")
 _FAR = 1 << 40  # the byte that is locked where there are no locks of whole files
 
 Stamp = tuple[str, int, int]
