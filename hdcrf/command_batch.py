@@ -16,20 +16,18 @@ import click
 import hdcrf
 from hdcrf.command_batch_results import (
     hints,
-    many,
     output_writers,
-    print_failures,
     print_notes,
     summary,
 )
 from hdcrf.command_failures import as_input_error
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
     DEVICE,
     PATH,
     QUIET,
     gt_prob,
-    is_given,
     model_files,
     photo_model_options,
 )
@@ -74,13 +72,7 @@ _SHARE_OF_MEMORY = 0.8
     type=PATH,
     help="Folder of true labels, .png or .npy, to score the predictions and the results by.",
 )
-@click.option(
-    "--ignore",
-    type=int,
-    metavar="VALUE",
-    help="Value of the ground truth that does not count; by default 255 for probabilities of up to 255 "
-    "labels, and none for predictions in PNG.",
-)
+@IGNORE
 @click.option(
     "--scores",
     type=PATH,
@@ -88,13 +80,7 @@ _SHARE_OF_MEMORY = 0.8
     help="Also write the agreement with the ground truth: .csv or .json. May be given twice, for both.",
 )
 @click.option("--report", type=PATH, help="Also write a page with the results to look at: .html.")
-@click.option(
-    "--unknown",
-    type=click.IntRange(min=0, max=65535),
-    multiple=True,
-    metavar="VALUE",
-    help="Value in predictions in PNG that says nothing, and gets a label. May be repeated.",
-)
+@UNKNOWN
 @gt_prob("a prediction in PNG")
 @photo_model_options
 @DEVICE
@@ -138,7 +124,7 @@ def batch(
     note = note_taker(quiet)
     _check_scored(ground_truth, ignore, scores)
     pairs = find_pairs(images, predictions, ground_truth, note=note)
-    _check_labels(context, pairs)
+    check_png_options(context, pairs)
     outputs = _named_outputs(scores, report)
     settings = Settings({**model, "compatibility": read_compatibility(compatibility)}, gt_prob, unknown)
     folders = {"images": images, "predictions": predictions, "ground truth": ground_truth}
@@ -246,17 +232,6 @@ def _check_scored(ground_truth: Path | None, ignore: int | None, scores: tuple[P
     suffixes = [path.suffix.lower() for path in scores]
     if len(set(suffixes)) < len(suffixes):
         raise click.UsageError("--scores may be given once for .csv and once for .json")
-
-
-def _check_labels(context: click.Context, pairs: Sequence[Pair]) -> None:
-    """Check that what is said on labels in PNG comes with some."""
-    if any(pair.prediction.suffix.lower() == ".png" for pair in pairs):
-        return
-    for name in ("unknown", "gt_prob"):
-        if is_given(context, name):
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} goes with predictions in PNG; probabilities say it themselves"
-            )
 
 
 def _named_outputs(scores: tuple[Path, ...], report: Path | None) -> dict[str, tuple[Path, Sequence[str]]]:

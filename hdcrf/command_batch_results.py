@@ -7,9 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import click
-
-from hdcrf.command_failures import as_print_failure
+from hdcrf.command_folders import many, unseen_label
 from hdcrf.command_image import PHOTO
 from hdcrf.files import Note
 from hdcrf.folders.manifest import Entry
@@ -19,7 +17,7 @@ from hdcrf.folders.report import write_report
 from hdcrf.folders.scores import LabelScores
 from hdcrf.folders.tables import scores_table, write_scores_csv, write_scores_json
 
-__all__ = ["hints", "many", "output_writers", "print_failures", "print_notes", "summary"]
+__all__ = ["hints", "output_writers", "print_notes", "summary"]
 
 _NEARLY_ALL = 0.9
 
@@ -64,15 +62,6 @@ def print_notes(results: Sequence[Result], note: Note) -> None:
         note(message + (f" (and {many(others, 'other file')} like it)" if others else ""))
 
 
-def print_failures(failures: Sequence[Failure], total: int) -> None:
-    """Print why images failed, also where quiet."""
-    with as_print_failure():
-        if failures:
-            click.echo(f"{len(failures)} of {many(total, 'image')} failed:", err=True)
-        for failure in failures:
-            click.echo(f"  {failure.stem}: {failure.message}", err=True)
-
-
 def summary(entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | None) -> list[str]:
     """Return lines on what changed, and the table of scores."""
     known = sum(entry.known for entry in entries)
@@ -106,21 +95,12 @@ def hints(
             f"outvoted. {PHOTO.causes(trust)}"
         )
     if total is not None and ignore is None:
-        pixels = total[0].pixels
-        predicted: dict[int, int] = {}
-        for scores in total:
-            for value, column in zip(scores.values, scores.confusion.sum(0), strict=True):
-                predicted[int(value)] = predicted.get(int(value), 0) + int(column)
-        unseen = {value: count for value, count in pixels.items() if count and not predicted.get(value)}
-        if unseen:
-            value = max(unseen, key=lambda each: unseen[each])
-            lines.append(
-                f"Hint: label {value} has {unseen[value] / sum(pixels.values()):.1%} of the ground truth, "
-                f"and no prediction has it; if it marks pixels that do not count, say --ignore {value}"
-            )
+        offered = {
+            int(value)
+            for scores in total
+            for value, count in zip(scores.values, scores.confusion.sum(0), strict=True)
+            if count
+        }
+        if (unseen := unseen_label(total[0].pixels, offered)) is not None:
+            lines.append(f"Hint: {unseen}")
     return lines
-
-
-def many(count: int, noun: str) -> str:
-    """Return how many there are of something."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

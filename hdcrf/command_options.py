@@ -25,6 +25,7 @@ __all__ = [
     "GT_PROB",
     "OPACITY",
     "PATH",
+    "PHOTO_KERNELS",
     "QUIET",
     "Number",
     "check_start",
@@ -266,14 +267,15 @@ run_options = _all_of(
     QUIET,
 )
 
-photo_model_options = model_options(
-    "pixel",
+PHOTO_KERNELS = (
     weight("appearance", 10.0, "position and colour"),
     sigma("appearance-sigma-xy", 80.0, "Its standard deviation in position, in pixels."),
     sigma("appearance-sigma-rgb", 13.0, "Its standard deviation in colour, in steps of 0..255."),
     weight("smoothness", 3.0, "position alone"),
     sigma("smoothness-sigma", 3.0, "Its standard deviation, in pixels."),
 )
+
+photo_model_options = model_options("pixel", *PHOTO_KERNELS)
 
 
 def check_start(context: click.Context, annotation: object, probabilities: object) -> None:

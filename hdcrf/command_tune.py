@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,19 +17,17 @@ from torch import Tensor
 
 import hdcrf
 from hdcrf import image_files
-from hdcrf.command_failures import as_print_failure
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures, unseen_label
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
-    GT_PROB,
     PATH,
+    PHOTO_KERNELS,
     Number,
     given_outputs,
-    is_given,
+    gt_prob,
     model_files,
     model_options,
     run_options,
-    sigma,
-    weight,
 )
 from hdcrf.command_running import (
     find_device,
@@ -51,7 +49,7 @@ from hdcrf.thread_warnings import collected_warnings
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
-from hdcrf.tuning.report import Row, effort, gain, many, table, warning
+from hdcrf.tuning.report import Row, effort, gain, table, warning
 from hdcrf.tuning.search import Budget, search
 
 __all__ = ["tune"]
@@ -118,38 +116,10 @@ _MOST_SHOWN = 10
 @click.option(
     "--max-images", type=click.IntRange(min=2), help="Use no more images than these, drawn at random."
 )
-@click.option(
-    "--ignore",
-    type=int,
-    metavar="VALUE",
-    help="Value of the ground truth that does not count; by default 255 for probabilities of up to 255 "
-    "labels, and none for predictions in PNG.",
-)
-@click.option(
-    "--unknown",
-    type=click.IntRange(min=0, max=65535),
-    multiple=True,
-    metavar="VALUE",
-    help="Value in predictions in PNG that says nothing. May be repeated.",
-)
-@GT_PROB
-@model_options(
-    "pixel",
-    weight("appearance", DEFAULTS["appearance_weight"], "position and colour"),
-    sigma(
-        "appearance-sigma-xy",
-        DEFAULTS["appearance_sigma_xy"],
-        "Its standard deviation in position, in pixels.",
-    ),
-    sigma(
-        "appearance-sigma-rgb",
-        DEFAULTS["appearance_sigma_rgb"],
-        "Its standard deviation in colour, in steps of 0..255.",
-    ),
-    weight("smoothness", DEFAULTS["smoothness_weight"], "position alone"),
-    sigma("smoothness-sigma", DEFAULTS["smoothness_sigma"], "Its standard deviation, in pixels."),
-    method="--filter-method",
-)
+@IGNORE
+@UNKNOWN
+@gt_prob("a prediction in PNG")
+@model_options("pixel", *PHOTO_KERNELS, method="--filter-method")
 @run_options
 @click.pass_context
 def tune(
@@ -206,7 +176,7 @@ def tune(
         [pair for pair in find_pairs(images, predictions, ground_truth, note=note) if pair.truth is not None],
         seed,
     )
-    _check_labels(context, pairs)
+    check_png_options(context, pairs)
     if max_images is not None and len(pairs) > max_images:
         note(f"--max-images: {max_images} of {len(pairs)} labelled images are used")
         pairs = pairs[:max_images]
@@ -227,7 +197,9 @@ def tune(
         pairs, failures = objective.examples.readable(pairs, look, reading)
     reader.note_all()
     _check_enough(pairs, failures)
-    _note_of_unseen(LabelScores.merged(before[pair.stem] for pair in pairs), offered, note)
+    unseen = unseen_label(LabelScores.merged(before[pair.stem] for pair in pairs).pixels, offered)
+    if unseen is not None:
+        note(unseen)
     trained, held = divide(pairs, hold_back)
     unrefined = Row("unrefined", *(_merged(before, part) for part in (trained, held)))
     _check_labelled(unrefined)
@@ -294,7 +266,7 @@ def tune(
         *(f"{name} = {value:g}" for name, value in found.parameters.items()),
     ]
     print_results(written, contents, "\n".join(lines), warning(rows), quiet)
-    _print_failures(failures, count)
+    print_failures(sorted(failures, key=lambda failure: natural_order(failure.stem)), count)
     if failures:
         context.exit(1)
 
@@ -346,17 +318,6 @@ class _Reader:
         self._notes = []
 
 
-def _check_labels(context: click.Context, pairs: Sequence[Pair]) -> None:
-    """Check that what is said on labels in PNG comes with some."""
-    if any(pair.prediction.suffix.lower() == ".png" for pair in pairs):
-        return
-    for name in ("unknown", "gt_prob"):
-        if is_given(context, name):
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} goes with predictions in PNG; probabilities say it themselves"
-            )
-
-
 def _check_enough(pairs: Sequence[Pair], failures: Sequence[Failure]) -> None:
     if len(pairs) >= 2:
         return
@@ -374,17 +335,6 @@ def _check_labelled(row: Row) -> None:
             raise InputError(
                 f"the ground truth of the images to {part} has no pixel that counts; see --ignore"
             )
-
-
-def _note_of_unseen(scores: LabelScores, offered: Collection[int], note: Note) -> None:
-    """Note the label of the ground truth that has most pixels of those that no prediction can give."""
-    unseen = {value: count for value, count in scores.pixels.items() if count and value not in offered}
-    if unseen:
-        value = max(unseen, key=lambda each: unseen[each])
-        note(
-            f"label {value} has {unseen[value] / sum(scores.pixels.values()):.1%} of the ground truth, and "
-            f"no prediction has it; if it marks pixels that do not count, say --ignore {value}"
-        )
 
 
 def _count_of(matrix: str | Tensor) -> int | None:
@@ -460,11 +410,3 @@ def _to_write(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of the fixed options goes into the file: what is not the layer's default."""
     layer = inspect.signature(hdcrf.DenseCRF).parameters
     return {name: value for name, value in _plain(settings).items() if value != layer[name].default}
-
-
-def _print_failures(failures: Sequence[Failure], total: int) -> None:
-    with as_print_failure():
-        if failures:
-            click.echo(f"{len(failures)} of {many(total, 'image')} failed and were left out:", err=True)
-        for failure in sorted(failures, key=lambda failure: natural_order(failure.stem)):
-            click.echo(f"  {failure.stem}: {failure.message}", err=True)

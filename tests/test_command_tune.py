@@ -292,7 +292,7 @@ class TestDamage:
         assert "2 images searched     1 image held back" in result.stdout
         note, heading, first, second = result.stderr.splitlines()
         assert note == "Note: 1 of 6 images has no ground truth and is not scored: 5.png"
-        assert heading == "2 of 5 images failed and were left out:"
+        assert heading == "2 of 5 images failed:"
         assert first.startswith("  1: prediction predictions/1.npy")
         assert second.startswith("  3: image images/3.png cannot be read")
         assert set(read_params("params.toml")) == {*DEFAULTS, "iterations"}

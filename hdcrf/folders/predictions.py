@@ -25,6 +25,7 @@ from hdcrf.files import InputError, Note, check_file, import_extra, reason
 __all__ = ["Prediction", "read_labels", "read_prediction"]
 
 _SUM_TOLERANCE = 0.01
+_VOID = 255
 _OWN = threading.local()  # .complaints: what tifffile logs in this thread
 
 
@@ -37,6 +38,14 @@ class Prediction(Start):
     """
 
     palette: NDArray[np.uint8] | None = None
+
+    def ignored(self, ignore: int | None) -> int | None:
+        """Return the value of the ground truth that does not count: the one given, or what is usual.
+
+        Data sets mark such pixels with 255, which may be a label in a PNG, but not of so few probabilities.
+        """
+        usual = not self.annotated and len(self.values) <= _VOID
+        return _VOID if ignore is None and usual else ignore
 
 
 def read_prediction(

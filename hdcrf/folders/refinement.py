@@ -37,9 +37,6 @@ from hdcrf.thread_warnings import collected_warnings
 
 __all__ = ["Refinement", "Result", "Settings", "run_in_threads"]
 
-VOID = 255
-"""What data sets mark pixels with that do not count."""
-
 _palette = lru_cache(pictures.palette)
 _TIMES_THE_FILE = 8  # memory for a prediction of many labels, in sizes of its file
 _POLL = 0.5  # seconds; on Windows a wait without end cannot be interrupted
@@ -236,9 +233,7 @@ class Refinement:
             shape = start.labels.shape[0], start.labels.shape[1]
             truth = read_labels("ground truth", pair.truth, shape)
             given = np.where(start.labels < 0, -1, start.values[start.labels])
-            ignore = self._ignore
-            if ignore is None and not start.annotated and len(start.values) <= VOID:
-                ignore = VOID
+            ignore = start.ignored(self._ignore)
             with as_input_error(f"ground truth {pair.truth}: "):
                 before, after = (score_labels(each, truth, ignore=ignore) for each in (given, refined()))
         return failures[0] if failures else Result(pair, entry, before, after, notes=notes)

@@ -41,9 +41,6 @@ RANGES: dict[str, tuple[float, float]] = {
 With ranges three times wider at both ends, the best of 60 trials was up to 6 points of mean IoU behind.
 """
 
-VOID = 255
-"""What data sets mark pixels with that do not count."""
-
 _CHUNKS = 8
 
 
@@ -91,7 +88,7 @@ class Objective:
         places = torch.searchsorted(values[order], truth).clamp(max=len(values) - 1)
         numbers = order[places]
         known = (values[numbers] == truth) & (truth >= 0)
-        ignore = self._ignored(example)
+        ignore = example.start.ignored(self._ignore)
         if ignore is not None:
             known &= truth != ignore
         return torch.where(known, numbers, -1).to(self.device)
@@ -99,13 +96,9 @@ class Objective:
     def score(self, example: Example, labels: NDArray[np.int64]) -> LabelScores:
         """Score labels (H, W) of an example, which are values as in the truth, -1 for none."""
         with as_input_error(f"{example.pair.stem}: "):
-            return score_labels(labels, example.truth, ignore=self._ignored(example), boundaries=False)
-
-    def _ignored(self, example: Example) -> int | None:
-        """Return the value of the truth that does not count, as `hdcrf batch` has it."""
-        if self._ignore is not None:
-            return self._ignore
-        return VOID if not example.start.annotated and len(example.start.values) <= VOID else None
+            return score_labels(
+                labels, example.truth, ignore=example.start.ignored(self._ignore), boundaries=False
+            )
 
     def unrefined(self, example: Example) -> LabelScores:
         """Score an example as it was predicted."""

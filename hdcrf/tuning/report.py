@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hdcrf.command_folders import many
 from hdcrf.folders.scores import LabelScores
 from hdcrf.tuning.search import Found
 
-__all__ = ["Row", "effort", "gain", "many", "table", "warning"]
+__all__ = ["Row", "effort", "gain", "table", "warning"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,3 @@ def warning(rows: Sequence[Row]) -> str | None:
         f"{100 * tuned.held.mean_iou:.2f} % against {100 * best.held.mean_iou:.2f} %. It is written all the "
         "same; label more images, or ones that are more alike"
     )
-
-
-def many(count: int, noun: str) -> str:
-    """Return a number of things."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,76 @@
+"""What the commands on whole folders share: options, their checks, and what they say at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import click
+
+from hdcrf.command_failures import as_print_failure
+from hdcrf.command_options import is_given
+from hdcrf.folders.outcomes import Failure
+from hdcrf.folders.pairs import Pair
+
+__all__ = ["IGNORE", "UNKNOWN", "check_png_options", "many", "print_failures", "unseen_label"]
+
+IGNORE = click.option(
+    "--ignore",
+    type=int,
+    metavar="VALUE",
+    help="Value of the ground truth that does not count; by default 255 for probabilities of up to 255 "
+    "labels, and none for predictions in PNG.",
+)
+
+UNKNOWN = click.option(
+    "--unknown",
+    type=click.IntRange(min=0, max=65535),
+    multiple=True,
+    metavar="VALUE",
+    help="Value in predictions in PNG that says nothing, and gets a label. May be repeated.",
+)
+
+
+def check_png_options(context: click.Context, pairs: Sequence[Pair]) -> None:
+    """Check that what is said on labels in PNG comes with some.
+
+    Raises:
+        click.UsageError: If not.
+    """
+    if any(pair.prediction.suffix.lower() == ".png" for pair in pairs):
+        return
+    for name in ("unknown", "gt_prob"):
+        if is_given(context, name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} goes with predictions in PNG; probabilities say it themselves"
+            )
+
+
+def unseen_label(pixels: Mapping[int, int], offered: Collection[int]) -> str | None:
+    """Return a hint if the ground truth has a label that no prediction has; on the most frequent one.
+
+    Args:
+        pixels: How many each label has in the ground truth.
+        offered: The labels of the predictions.
+    """
+    unseen = {value: count for value, count in pixels.items() if count and value not in offered}
+    if not unseen:
+        return None
+    value = max(unseen, key=lambda each: unseen[each])
+    return (
+        f"label {value} has {unseen[value] / sum(pixels.values()):.1%} of the ground truth, and no "
+        f"prediction has it; if it marks pixels that do not count, say --ignore {value}"
+    )
+
+
+def print_failures(failures: Sequence[Failure], total: int) -> None:
+    """Print why images failed, also where quiet."""
+    with as_print_failure():
+        if failures:
+            click.echo(f"{len(failures)} of {many(total, 'image')} failed:", err=True)
+        for failure in failures:
+            click.echo(f"  {failure.stem}: {failure.message}", err=True)
+
+
+def many(count: int, noun: str) -> str:
+    """Return how many there are of something."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
