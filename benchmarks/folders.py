@@ -1,6 +1,7 @@
 """A folder of photos with predictions: `hdcrf batch` on two workers against a loop over pydensecrf.
 
-    python benchmarks/folders.py                    200 photos, three alternating runs, ten minutes
+    python benchmarks/folders.py                200 photos with 5 labels, three alternating runs, ten minutes
+    python benchmarks/folders.py --labels 2     masks
     python benchmarks/folders.py --images 40 --rounds 1
 
 The photos are crops of scikit-image's, the predictions a network's as `benchmarks/inputs.py` makes them from
@@ -31,14 +32,13 @@ except ModuleNotFoundError:  # run as a script
     from inputs import PHOTOS, blurred_probabilities, machine_line, photo, regions
 
 ROOT = Path(__file__).parents[1]
-LABELS = 5
 SIZES = ((240, 320), (300, 400), (320, 480), (375, 500))
 WHOLE = (480, 640)
 DAMAGED = 3
 LEAST_AGREEMENT = 0.99
 
 
-def make_inputs(folder: Path, count: int) -> None:
+def make_inputs(folder: Path, count: int, labels: int) -> None:
     """Write images, predictions and ground truth of `count` crops, and those of three that are damaged."""
     for name in ("images", "predictions", "truth"):
         (folder / name).mkdir()
@@ -48,22 +48,23 @@ def make_inputs(folder: Path, count: int) -> None:
         height, width = SIZES[index // len(PHOTOS) % len(SIZES)]
         top, left = (int(random.integers(0, most + 1)) for most in (WHOLE[0] - height, WHOLE[1] - width))
         crop = np.s_[top : top + height, left : left + width]
-        truth = regions(name, *WHOLE, LABELS)[crop]
+        truth = regions(name, *WHOLE, labels)[crop]
         stem = f"{name}_{index}"
         Image.fromarray(np.ascontiguousarray(photo(name, *WHOLE)[crop])).save(
             folder / "images" / f"{stem}.jpg", quality=95
         )
-        np.save(folder / "predictions" / f"{stem}.npy", blurred_probabilities(truth, LABELS, seed=index))
+        np.save(folder / "predictions" / f"{stem}.npy", blurred_probabilities(truth, labels, seed=index))
         Image.fromarray(truth.astype(np.uint8)).save(folder / "truth" / f"{stem}.png")
-    damage(folder, [f"{PHOTOS[index % len(PHOTOS)]}_{index}" for index in range(count, count + DAMAGED)])
+    stems = [f"{PHOTOS[index % len(PHOTOS)]}_{index}" for index in range(count, count + DAMAGED)]
+    damage(folder, stems, labels)
 
 
-def damage(folder: Path, stems: list[str]) -> None:
+def damage(folder: Path, stems: list[str], labels: int) -> None:
     """Cut an image and a prediction off, and save another in the wrong size."""
     for path in (folder / "images" / f"{stems[0]}.jpg", folder / "predictions" / f"{stems[1]}.npy"):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-    np.save(folder / "predictions" / f"{stems[2]}.npy", np.full((24, 32, LABELS), 1 / LABELS, np.float32))
+    np.save(folder / "predictions" / f"{stems[2]}.npy", np.full((24, 32, labels), 1 / labels, np.float32))
 
 
 def command(folder: Path, output: str, workers: int = 2) -> list[str]:
@@ -119,7 +120,7 @@ def compare(folder: Path, count: int) -> float:
     return same / pixels
 
 
-def print_speed(folder: Path, count: int, rounds: int) -> None:
+def print_speed(folder: Path, count: int, labels: int, rounds: int) -> None:
     runs: dict[str, list[tuple[float, float]]] = {"two workers": [], "one worker": [], "pydensecrf": []}
     for _ in range(rounds):
         runs["two workers"].append(ours(folder, 2))
@@ -132,7 +133,7 @@ def print_speed(folder: Path, count: int, rounds: int) -> None:
         name: [count / statistics.median(run[part] for run in of) for part in (0, 1)]
         for name, of in runs.items()
     }
-    print(f"\n{count} photos, {LABELS} labels, {rounds} alternating runs, medians; images a second\n")
+    print(f"\n{count} photos, {labels} labels, {rounds} alternating runs, medians; images a second\n")
     print("| | whole command | without start-up |\n|---|---|---|")
     for name, (whole, loop) in rates.items():
         print(f"| {name} | {whole:.2f} | {loop:.2f} |")
@@ -183,6 +184,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=200, help="how many photos")
+    parser.add_argument("--labels", type=int, default=5, help="how many labels")
     parser.add_argument("--rounds", type=int, default=3, help="how many alternating runs")
     arguments = parser.parse_args()
     try:
@@ -192,8 +194,8 @@ def main() -> None:
     print(machine_line())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_inputs(folder, arguments.images)
-        print_speed(folder, arguments.images, arguments.rounds)
+        make_inputs(folder, arguments.images, arguments.labels)
+        print_speed(folder, arguments.images, arguments.labels, arguments.rounds)
         print_resumed(folder, arguments.images)
 
 

@@ -48,5 +48,5 @@ def refine_folder(images: str, predictions: str, output: str, colours: bytes) ->
 
 if __name__ == "__main__":
     began = time.perf_counter()
-    count = refine_folder(*sys.argv[1:4], bytes(range(15)))
+    count = refine_folder(*sys.argv[1:4], bytes(range(256)) * 3)
     print(count, time.perf_counter() - began)

@@ -71,6 +71,7 @@ SIGNATURES = {
         return_marginals=False progress=None options""",
     hdcrf.gaussian_filter: """features values method='permutohedral' normalization='none' batch=None
         query=None query_batch=None order=1 halo=0 backend='auto'""",
+    hdcrf.DenseCRF.from_params: "path num_labels options",
     hdcrf.DenseCRF.infer: "self logits guide track=False return_logits=True progress=None",
     hdcrf.mean_field: """logits kernels compatibility iterations exclude_self=True tolerance=None track=False
         return_logits=True progress=None""",
