@@ -328,6 +328,27 @@ print(np.array(crf.inference(2)).shape, dcrf.__name__, pydensecrf.utils.__name__
 """
 
 
+POOL = """
+import multiprocessing
+import numpy as np
+import torch
+import pydensecrf.densecrf as dcrf
+
+torch.set_num_threads(2)
+
+def segment(seed):
+    random = np.random.default_rng(seed)
+    crf = dcrf.DenseCRF2D(200, 100, 5)
+    crf.setUnaryEnergy(random.uniform(0, 3, (5, 20000)).astype(np.float32))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    return np.array(crf.inference(2))
+
+expected = segment(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(np.allclose(pool.map_async(segment, [0, 0]).get(60), expected, atol=1e-5))
+"""
+
+
 class TestRunner:
     def run(self, folder, *arguments):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -356,6 +377,12 @@ class TestRunner:
     def test_module(self, folder):
         done = self.run(folder / "scripts", "-m", "segment", "a", "--b")
         assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+    def test_pool_of_forked_processes(self, folder):
+        (folder / "pool.py").write_text(POOL)
+        done = self.run(folder, "pool.py")
+        assert done.stdout == "True\n", done.stderr
 
     def test_help_and_wrong_use(self, folder):
         assert self.run(folder, "--help").stdout.startswith("Usage: python -m hdcrf.compat script.py")

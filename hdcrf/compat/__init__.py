@@ -9,11 +9,19 @@ code is better off with `hdcrf.refine` and `hdcrf.DenseCRF`.
 
 from __future__ import annotations
 
+import os
 import sys
+
+import torch
 
 from hdcrf.compat import densecrf, eigen, utils
 
 __all__ = ["densecrf", "eigen", "install", "utils"]
+
+# Scripts run a pool of processes, one picture each. PyTorch's threads do not survive the fork, and a child would
+# wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def install() -> None:
