@@ -131,6 +131,21 @@ def test_no_unary_and_no_pairwise_energy():
         assert_alike(*(np.array(crf.inference(3)) for crf in crfs))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (49, 1), (1, 50), (7, 13), (8, 13)])
+def test_number_of_points_that_is_no_multiple_of_four(size):
+    # Dark pictures, whose features lie around those of the points that their code adds: marginals by 0.1.
+    width, height = size
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        unary = random.uniform(0, 4, (3, width * height)).astype(np.float32)
+        image = random.integers(0, 20, (height, width, 3), dtype=np.uint8)
+        crfs = [module.DenseCRF2D(width, height, 3) for module, _ in BOTH]
+        for crf in crfs:
+            crf.setUnaryEnergy(unary)
+            crf.addPairwiseBilateral(sxy=3, srgb=13, rgbim=image, compat=10)
+        assert_alike(*(np.array(crf.inference(3)) for crf in crfs))
+
+
 def test_logistic_unary():
     random = np.random.default_rng(0)
     weights, features = (random.normal(size=size).astype(np.float32) for size in ((3, 4), (4, 50)))

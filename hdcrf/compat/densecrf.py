@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from hdcrf.refine import MOST_ITERATIONS
 from lattice import PermutohedralLattice
 from voxel import CoordinateRangeError
 from voxel.checks import check_count, check_number
+from voxel.splat_blur_slice import Structure
 
 __all__ = [
     "CONST_KERNEL",
@@ -112,6 +114,24 @@ class LogisticUnary(Unary):
                 f"{features.shape}"
             )
         super().__init__(weights @ features)
+
+
+class _Lattice(PermutohedralLattice):
+    """The lattice with the vertices of theirs.
+
+    Their code goes through points by fours and fills up the last four with zeros, whose simplex gets vertices
+    as a point's does. The blur reaches some neighbours only through these.
+    """
+
+    def _structure(self, axes: Tensor) -> Structure:
+        features = self.features
+        if len(features) % 4 == 0:
+            return super()._structure(axes)
+        self.features = torch.cat([features, torch.zeros_like(features[:1])])
+        structure = super()._structure(axes)
+        self.features = features
+        cells = structure.cells
+        return replace(structure, cells=replace(cells, cell=cells.cell[:-1], weights=cells.weights[:-1]))
 
 
 class _Pairwise(NamedTuple):
@@ -225,7 +245,7 @@ class DenseCRF:
                 "small a standard deviation"
             )
         try:
-            lattice = PermutohedralLattice(torch.from_numpy(array).T)
+            lattice = _Lattice(torch.from_numpy(array).T)
         except CoordinateRangeError as error:
             raise ValueError(
                 f"`{name}` is too small: place {error.point} lies "
