@@ -137,6 +137,16 @@ class TestInput:
         assert np.isfinite(marginals).all()
         assert np.isfinite(crf.klDivergence(marginals))
 
+    @pytest.mark.parametrize("labels", [2, 3])
+    def test_labels_stay_excluded_whatever_the_messages(self, labels):
+        crf = densecrf.DenseCRF2D(WIDTH, HEIGHT, labels)
+        unary = np.full((labels, POINTS), 20.0)
+        unary[0] = 0
+        unary[0, :5] = np.inf
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(30, 1e5, normalization=densecrf.NO_NORMALIZATION)
+        assert (crf.inference(3)[0, :5] < 1e-30).all()
+
     def test_a_later_unary_replaces_the_one_before(self, unary):
         crf = densecrf.DenseCRF(POINTS, LABELS)
         crf.setUnaryEnergy(unary[::-1])

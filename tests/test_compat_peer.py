@@ -124,11 +124,17 @@ def test_deviations_of_each_axis_and_channel():
 
 
 def test_no_unary_and_no_pairwise_energy():
-    for prepare in (lambda crf: crf.addPairwiseGaussian(sxy=3, compat=3), lambda crf: None):
+    rewards = np.array([-3, -1, -2, -1], dtype=np.float32)
+    for prepare in (lambda crf: crf.addPairwiseGaussian(sxy=3, compat=rewards), lambda crf: None):
         crfs = [module.DenseCRF2D(12, 9, 4) for module, _ in BOTH]
         for crf in crfs:
             prepare(crf)
         assert_alike(*(np.array(crf.inference(3)) for crf in crfs))
+        states = [crf.startInference() for crf in crfs]
+        for _ in range(3):
+            np.testing.assert_allclose(states[1][0], np.array(states[0][0]), rtol=0, atol=1e-5)
+            for crf, state in zip(crfs, states, strict=True):
+                crf.stepInference(*state)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (49, 1), (1, 50), (7, 13), (8, 13)])

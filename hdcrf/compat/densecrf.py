@@ -76,7 +76,7 @@ _NORMALIZATIONS = {
     NORMALIZE_AFTER: "after",
     NORMALIZE_SYMMETRIC: "symmetric",
 }
-_EXCLUDED = 1e6  # the energy of what an infinite one excludes: no message comes near it
+_EXCLUDED = 1e30  # the energy of what an infinite one excludes: no message comes near it
 _LEAST = 1e-20  # marginals under the logarithm of the divergence
 
 
@@ -166,6 +166,7 @@ class DenseCRF:
         self._nvar = check_count("nvar", nvar, 1)
         self._nlabels = check_count("nlabels", nlabels, 1)
         self._logits = torch.zeros(self._nvar, self._nlabels)
+        self._has_unary = False
         self._pairwise: list[_Pairwise] = []
 
     def setUnary(self, u: Unary) -> None:
@@ -190,6 +191,7 @@ class DenseCRF:
         if highest == np.inf:
             energy = np.where(energy == np.inf, np.float32(_EXCLUDED), energy)
         self._logits = -torch.from_numpy(np.ascontiguousarray(energy.T))
+        self._has_unary = True
 
     def setUnaryEnergy(self, u: ArrayLike, f: ArrayLike | None = None) -> None:
         """Take a unary energy, in place of any before.
@@ -312,10 +314,12 @@ class DenseCRF:
     def startInference(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return what mean field starts from, marginals (K, N) float32, and two arrays for `stepInference`.
 
-        The two are empty: no memory is needed between steps.
+        The two are empty: no memory is needed between steps. Without a unary energy the marginals are zeros, as
+        in pydensecrf; `inference` starts from equal ones.
         """
+        start = softmax(self._logits) if self._has_unary else torch.zeros_like(self._logits)
         empty = np.zeros((0, 0), dtype=np.float32)
-        return softmax(self._logits).numpy().T, empty, empty.copy()
+        return start.numpy().T, empty, empty.copy()
 
     def stepInference(self, Q: NDArray[np.float32], tmp1: object, tmp2: object) -> None:
         """Do one iteration of mean field on `Q`, (K, N), in place; the other two are not looked at."""
