@@ -164,7 +164,8 @@ WRONG_VALUES = [
     (lambda c, u, i: densecrf.LogisticUnary(u, u), r"`f` must have shape \(F, N\)"),
     (lambda c, u, i: c.addPairwiseGaussian(0, 3), "`sxy` must be a finite number greater"),
     (lambda c, u, i: c.addPairwiseGaussian((1, -2), 3), r"`sxy\[1\]` must be a finite"),
-    (lambda c, u, i: c.addPairwiseGaussian((1, 2, 3), 3), "each of the 2 axes x and y"),
+    (lambda c, u, i: c.addPairwiseGaussian((1,), 3), "each of the 2 axes x and y, got 1"),
+    (lambda c, u, i: c.addPairwiseGaussian((1, np.nan), 3), r"`sxy\[1\]` must be a finite"),
     (lambda c, u, i: c.addPairwiseGaussian(1e-9, 3), "`sxy` is too small: place"),
     (lambda c, u, i: c.addPairwiseGaussian(1e-45, 3), "`sxy`"),
     (lambda c, u, i: c.addPairwiseBilateral(9, 1e-9, i, 3), "`sxy, srgb` is too small"),
@@ -198,9 +199,10 @@ WRONG_TYPES = [
     (lambda c, u, i: c.setUnary(u), "must be a ConstUnary or LogisticUnary, got ndarray"),
     (lambda c, u, i: c.addPairwiseGaussian("3", 3), "must be a number or 2 of them, got str"),
     (lambda c, u, i: c.addPairwiseGaussian(None, 3), "must be a number or 2 of them"),
-    (lambda c, u, i: c.inference(1.5), "`niter` must be an integer"),
+    (lambda c, u, i: c.inference("1"), "`niter` must be an integer"),
+    (lambda c, u, i: c.inference(np.nan), "`niter` must be an integer"),
     (lambda c, u, i: c.stepInference(u.tolist(), 0, 0), "must be an array that can be"),
-    (lambda c, u, i: densecrf.DenseCRF2D(5, 5, 2.0), "`nlabels` must be an integer"),
+    (lambda c, u, i: densecrf.DenseCRF2D(5, 5, None), "`nlabels` must be an integer"),
 ]
 
 
@@ -238,8 +240,8 @@ class TestWrongInput:
             (lambda: utils.create_pairwise_gaussian((3,), (4, 5)), "each of the 2 axes, got 1"),
             (lambda: utils.create_pairwise_gaussian((3, 0), (4, 5)), r"`sdims\[1\]` must be"),
             (
-                lambda: utils.create_pairwise_bilateral((3, 3), (1, 2), np.ones((4, 5, 3)), 2),
-                "each of the 3 channels, got 2",
+                lambda: utils.create_pairwise_bilateral((3, 3), (1, 2, 3, 4), np.ones((4, 5, 3)), 2),
+                "each of the 3 channels, got 4",
             ),
             (lambda: utils.create_pairwise_bilateral((3, 3), 1, np.ones((4, 5, 3)), 3), "`chdim`"),
             (lambda: eigen.matrixXf(np.ones(3)), "must have 2 dimensions"),

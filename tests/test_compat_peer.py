@@ -1,6 +1,7 @@
 """The drop-in against pydensecrf itself, in one process."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -123,6 +124,20 @@ def test_deviations_of_each_axis_and_channel():
     assert_alike(*marginals)
 
 
+def test_numbers_that_are_no_integers_and_deviations_too_many_or_infinite():
+    image, unary = photo("coffee", HEIGHT, WIDTH), their_utils.unary_from_softmax(probabilities("coffee", 3))
+    marginals = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF2D(WIDTH + 0.5, np.float64(HEIGHT), np.array(3))
+        crf.setUnaryEnergy(unary)
+        with pytest.warns(UserWarning, match="the rest is ignored") if module is ours else nullcontext():
+            crf.addPairwiseGaussian(sxy=(2, 7, 11), compat=3)
+        with pytest.warns(UserWarning, match="the rest is ignored") if module is ours else nullcontext():
+            crf.addPairwiseBilateral(sxy=(np.inf, 20), srgb=(5, 13, 30, 7), rgbim=image, compat=10)
+        marginals.append(np.array(crf.inference(5.9)))
+    assert_alike(*marginals)
+
+
 def test_no_unary_and_no_pairwise_energy():
     rewards = np.array([-3, -1, -2, -1], dtype=np.float32)
     for prepare in (lambda crf: crf.addPairwiseGaussian(sxy=3, compat=rewards), lambda crf: None):
@@ -227,3 +242,16 @@ class TestUtils:
             )
             np.testing.assert_array_equal(result, expected)
             assert result.dtype == expected.dtype
+
+    @pytest.mark.parametrize("missing", [{"schan": (13,)}, {"sdims": (8,)}], ids=["schan", "sdims"])
+    def test_features_where_deviations_are_missing(self, missing):
+        options = {"sdims": (8, 5), "schan": 13, "img": photo("coffee", 6, 7), "chdim": 2} | missing
+        with pytest.warns(UserWarning, match="1 stands for each that is missing") as caught:
+            result = our_utils.create_pairwise_bilateral(**options)
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal(result, their_utils.create_pairwise_bilateral(**options))
+
+    def test_channels_counted_from_the_end_and_infinite_deviations(self):
+        image = photo("coffee", 6, 7).transpose(2, 0, 1)
+        expected, result = (utils.create_pairwise_bilateral((np.inf, 5), 13, image, -3) for _, utils in BOTH)
+        np.testing.assert_array_equal(result, expected)

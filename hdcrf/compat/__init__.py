@@ -18,7 +18,7 @@ from hdcrf.compat import densecrf, eigen, utils
 
 __all__ = ["densecrf", "eigen", "install", "utils"]
 
-# Scripts run a pool of processes, one picture each. PyTorch's threads do not survive the fork, and a child would
+# Scripts share out pictures to a pool of processes. PyTorch's threads do not survive the fork: a child would
 # wait for them for ever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

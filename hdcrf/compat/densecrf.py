@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hdcrf.arrays import plain_value, real_array
-from hdcrf.compat.inputs import deviations, divide, matrix, member
+from hdcrf.compat.inputs import count, deviations, divide, matrix, member
 from hdcrf.compatibility import Compatibility
 from hdcrf.mean_field import mean_field, out_of_range, softmax
 from hdcrf.pairwise import LatticeKernel
@@ -163,8 +163,8 @@ class DenseCRF:
     """
 
     def __init__(self, nvar: int, nlabels: int, *_: object, **__: object) -> None:
-        self._nvar = check_count("nvar", nvar, 1)
-        self._nlabels = check_count("nlabels", nlabels, 1)
+        self._nvar = count("nvar", nvar, 1)
+        self._nlabels = count("nlabels", nlabels, 1)
         self._logits = torch.zeros(self._nvar, self._nlabels)
         self._has_unary = False
         self._pairwise: list[_Pairwise] = []
@@ -283,7 +283,7 @@ class DenseCRF:
         Returns:
             (K, N) float32 marginals; `.argmax(0)` are the labels.
         """
-        iterations = check_count("niter", niter, 0, MOST_ITERATIONS)
+        iterations = count("niter", niter, 0, MOST_ITERATIONS)
         with torch.inference_mode():
             if all(part.compatibility is None for part in self._pairwise):
                 kernels = [part.kernel for part in self._pairwise]
@@ -314,8 +314,8 @@ class DenseCRF:
     def startInference(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return what mean field starts from, marginals (K, N) float32, and two arrays for `stepInference`.
 
-        The two are empty: no memory is needed between steps. Without a unary energy the marginals are zeros, as
-        in pydensecrf; `inference` starts from equal ones.
+        The two are empty: no memory is needed between steps. Without a unary energy the marginals are zeros,
+        as in pydensecrf; `inference` starts from equal ones.
         """
         start = softmax(self._logits) if self._has_unary else torch.zeros_like(self._logits)
         empty = np.zeros((0, 0), dtype=np.float32)
@@ -391,7 +391,7 @@ class DenseCRF2D(DenseCRF):
     """
 
     def __init__(self, w: int, h: int, nlabels: int, *_: object, **__: object) -> None:
-        self._w, self._h = check_count("w", w, 1), check_count("h", h, 1)
+        self._w, self._h = count("w", w, 1), count("h", h, 1)
         super().__init__(self._w * self._h, nlabels)
 
     def addPairwiseGaussian(
@@ -404,7 +404,7 @@ class DenseCRF2D(DenseCRF):
         """Add a Gaussian kernel over the position, which smooths.
 
         Args:
-            sxy: Standard deviation in pixels, one number or two, for x and y.
+            sxy: Standard deviation in pixels, one number or two, for x and y; infinity leaves one out.
             compat: As in `addPairwiseEnergy`.
             kernel: As in `addPairwiseEnergy`.
             normalization: As in `addPairwiseEnergy`.
@@ -438,7 +438,7 @@ class DenseCRF2D(DenseCRF):
                 f"`rgbim` must have shape (h, w, c) = ({self._h}, {self._w}, c), got {picture.shape}"
                 + ("; DenseCRF2D takes the width first" if swapped and self._w != self._h else "")
             )
-        sigmas = deviations("srgb", srgb, channels.shape[2], "channels of `rgbim`")
+        sigmas = deviations("srgb", srgb, channels.shape[2], "channels of `rgbim`", more=True)
         features = np.empty((2 + channels.shape[2], self._h, self._w), dtype=np.float32)
         features[:2] = self._places(sxy)
         features[2:] = np.moveaxis(channels, 2, 0)
@@ -448,7 +448,7 @@ class DenseCRF2D(DenseCRF):
     def _places(self, sxy: float | Sequence[float]) -> NDArray[np.float32]:
         """Return x and y over their standard deviations, (2, h, w)."""
         places = np.indices((self._h, self._w), dtype=np.float32)[::-1]
-        divide(places, deviations("sxy", sxy, 2, "axes x and y"))
+        divide(places, deviations("sxy", sxy, 2, "axes x and y", more=True))
         return places
 
 

@@ -3,38 +3,65 @@
 from __future__ import annotations
 
 import enum
+import math
+import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hdcrf.arrays import real_array
-from voxel.checks import check_positive
+from hdcrf.arrays import plain_value, real_array
+from hdcrf.layer_inputs import levels_to_user
+from voxel.checks import check_count, check_positive
 
-__all__ = ["deviations", "divide", "matrix", "member"]
+__all__ = ["count", "deviations", "divide", "matrix", "member"]
 
 _Member = TypeVar("_Member", bound=enum.IntEnum)
 
 
-def deviations(name: str, given: Any, count: int, what: str) -> list[float]:
-    """Return `count` standard deviations; one number stands for all.
+def count(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer from `minimum` to `maximum`; a fraction is cut off, as pydensecrf does."""
+    number = plain_value(name, value)
+    if isinstance(number, Real) and not isinstance(number, Integral) and math.isfinite(number):
+        number = int(float(number))
+    return check_count(name, number, minimum, maximum)
+
+
+def deviations(
+    name: str, given: Any, number: int, what: str, *, more: bool = False, fewer: bool = False
+) -> list[float]:
+    """Return `number` standard deviations; one number stands for all, and infinity leaves its axis out.
 
     Args:
         name: Of the argument.
-        given: A number, or a sequence of `count`.
-        count: How many there are.
+        given: A number, or a sequence of `number`.
+        number: How many there are.
         what: What there is one for each of, for the message.
+        more: Whether pydensecrf ignores further ones, so that they are no error but a warning.
+        fewer: Whether it takes 1 for missing ones, so that these are.
     """
     if isinstance(given, Real):
-        return [check_positive(name, given)] * count
+        return [_deviation(name, given)] * number
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"`{name}` must be a number or {count} of them, got {type(given).__name__}")
+        raise TypeError(f"`{name}` must be a number or {number} of them, got {type(given).__name__}")
     listed = list(given)
-    if len(listed) != count:
-        raise ValueError(f"`{name}` must have one number for each of the {count} {what}, got {len(listed)}")
-    return [check_positive(f"{name}[{index}]", value) for index, value in enumerate(listed)]
+    found = f"`{name}` must have one number for each of the {number} {what}, got {len(listed)}"
+    if len(listed) > number and more:
+        warnings.warn(f"{found}; as in pydensecrf, the rest is ignored", stacklevel=levels_to_user())
+    elif len(listed) < number and fewer:
+        warnings.warn(
+            f"{found}; as in pydensecrf, 1 stands for each that is missing", stacklevel=levels_to_user()
+        )
+    elif len(listed) != number:
+        raise ValueError(found)
+    known = [_deviation(f"{name}[{index}]", value) for index, value in enumerate(listed[:number])]
+    return known + [1.0] * (number - len(known))
+
+
+def _deviation(name: str, value: Any) -> float:
+    return math.inf if isinstance(value, Real) and value == math.inf else check_positive(name, value)
 
 
 def divide(features: NDArray[np.float32], sigmas: Sequence[float]) -> None:

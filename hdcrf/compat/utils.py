@@ -137,7 +137,8 @@ def create_pairwise_bilateral(
 
     Args:
         sdims: The standard deviation along each axis of the picture, d of them.
-        schan: That of the channels: one number, or one for each of the c channels.
+        schan: That of the channels: one number, or one for each of the c channels. As in pydensecrf, 1 stands
+            for each that is missing here or in `sdims`, with a warning.
         img: A picture of any number of axes and channels, with N places.
         chdim: The axis of the channels; -1 if there is none.
 
@@ -152,11 +153,11 @@ def create_pairwise_bilateral(
     if chdim == -1:
         channels = picture[np.newaxis].astype(np.float32)
     else:
-        axis = check_count("chdim", chdim, 0, picture.ndim - 1)
+        axis = check_count("chdim", chdim, -picture.ndim, picture.ndim - 1)
         channels = np.moveaxis(picture, axis, 0).astype(np.float32)
     lengths = channels.shape[1:]
-    colours = deviations("schan", schan, len(channels), "channels")
-    places = _places(deviations("sdims", sdims, len(lengths), "axes"), lengths)
+    colours = deviations("schan", schan, len(channels), "channels", fewer=True)
+    places = _places(deviations("sdims", sdims, len(lengths), "axes", fewer=True), lengths)
     divide(channels, colours)
     return np.concatenate([places, channels]).reshape(len(lengths) + len(channels), -1)
 
