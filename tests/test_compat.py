@@ -363,7 +363,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 class TestRunner:
     def run(self, folder, *arguments):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         return subprocess.run(
             [sys.executable, "-m", "hdcrf.compat", *arguments],
             cwd=folder,
@@ -385,6 +385,16 @@ class TestRunner:
     def test_script(self, folder):
         done = self.run(folder, "scripts/segment.py", "a", "--b")
         assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
+
+    def test_script_knows_where_it_is(self, folder):
+        (folder / "beside.py").write_text("")
+        (folder / "scripts" / "place.py").write_text(
+            "import sys\nprint(__file__, sys.path[0])\nimport beside\n"
+        )
+        done = self.run(folder, "scripts/place.py")
+        place = folder.resolve() / "scripts"
+        assert done.stdout == f"{place / 'place.py'} {place}\n"
+        assert "No module named 'beside'" in done.stderr  # as Python itself does not find it
 
     def test_module(self, folder):
         done = self.run(folder / "scripts", "-m", "segment", "a", "--b")

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import hdcrf.compat.densecrf as ours
+import hdcrf.compat.eigen as our_eigen
 import hdcrf.compat.utils as our_utils
 from benchmarks.inputs import network_probabilities, photo
 
 theirs = pytest.importorskip("pydensecrf.densecrf")
 their_utils = pytest.importorskip("pydensecrf.utils")
+their_eigen = pytest.importorskip("pydensecrf.eigen")
 
 BOTH = ((theirs, their_utils), (ours, our_utils))
 HEIGHT, WIDTH = 60, 80
@@ -189,6 +191,7 @@ def test_constants():
             "Number",
             "warning",
         } <= set(dir(our_utils))
+    assert {name for name in dir(their_eigen) if not name.startswith("_")} <= set(dir(our_eigen))
     methods = {name for name in dir(theirs.DenseCRF2D) if not name.startswith("_")}
     assert methods <= set(dir(ours.DenseCRF2D))
 

@@ -23,7 +23,6 @@ def main() -> None:
     install()
     if given[0] == "-m" and len(given) > 1:
         sys.argv = given[1:]
-        sys.path.insert(0, os.getcwd())
         runpy.run_module(given[1], run_name="__main__", alter_sys=True)
         return
     script = given[0]
@@ -31,7 +30,9 @@ def main() -> None:
         print(f"{script}: there is no such script\n{USAGE}", file=sys.stderr)
         sys.exit(2)
     sys.argv = given
-    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    script = os.path.abspath(script)
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(script)  # was the folder it is called from
     runpy.run_path(script, run_name="__main__")
 
 

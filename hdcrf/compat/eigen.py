@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from hdcrf.arrays import real_array
 
-__all__ = ["matrixXf", "vectorXf"]
+__all__ = ["MatrixXf", "VectorXf", "matrixXf", "vectorXf"]
+
+MatrixXf = VectorXf = np.ndarray  # for `isinstance`
 
 
 def vectorXf(arr: NDArray[Any]) -> NDArray[np.float32]:
