@@ -301,9 +301,10 @@ class TestEnergy:
             np.testing.assert_allclose(crf.pairwiseEnergy(labels, term), expected[term], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(crf.pairwiseEnergy(labels), sum(expected), rtol=1e-5)
         # What is no label takes no part.
-        labels[1] = -1
-        assert crf.pairwiseEnergy(labels)[1] == 0
-        assert crf.pairwiseEnergy(labels, 0)[0] == pytest.approx(0.5 * 2 * 2 / 3, rel=1e-5)
+        for other in (-1, 3):
+            labels[1] = other
+            assert crf.pairwiseEnergy(labels)[1] == 0
+            assert crf.pairwiseEnergy(labels, 0)[0] == pytest.approx(0.5 * 2 * 2 / 3, rel=1e-5)
 
     def test_divergence_by_hand(self):
         random = np.random.default_rng(0)
@@ -314,6 +315,9 @@ class TestEnergy:
         messages = marginals @ self.KERNEL
         expected = (marginals * (np.log(marginals) + unary - 2 * messages)).sum()
         assert crf.klDivergence(marginals) == pytest.approx(expected, rel=1e-5)
+        hot = np.eye(3)[[0, 1, 0, 2, 2, 1]].T  # 0 log 0 is 0
+        expected = (hot * (unary - 2 * hot @ self.KERNEL)).sum()
+        assert crf.klDivergence(hot) == pytest.approx(expected, rel=1e-5)
 
     def test_divergence_goes_down(self, crf):
         state = crf.startInference()
