@@ -23,6 +23,7 @@ NAMES = {
     hdcrf.compat.densecrf: """CONST_KERNEL ConstUnary DIAG_KERNEL DenseCRF DenseCRF2D FULL_KERNEL KernelType
         LogisticUnary NORMALIZE_AFTER NORMALIZE_BEFORE NORMALIZE_SYMMETRIC NO_NORMALIZATION NormalizationType
         Unary""",
+    hdcrf.compat.eigen: "MatrixXf VectorXf matrixXf vectorXf",
     hdcrf.compat.utils: """compute_unary create_pairwise_bilateral create_pairwise_gaussian softmax_to_unary
         unary_from_labels unary_from_softmax""",
     hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF
