@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit(2)
     sys.argv = given
     script = os.path.abspath(script)
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # of Python 3.11
         sys.path[0] = os.path.dirname(script)  # was the folder it is called from
     runpy.run_path(script, run_name="__main__")
 
