@@ -772,10 +772,11 @@ class TestSeveralKernels:
             kernels.append(SmoothnessKernel(self.SHAPE, bandwidth, 2.0, "symmetric", backend=backend))
         return kernels
 
-    def compare(self, labels, lattices, smoothings, dtype, natively):
+    def compare(self, labels, lattices, smoothings, dtype, natively, compatibility="potts"):
         torch.manual_seed(1)
         logits = torch.randn(math.prod(self.SHAPE), labels, dtype=dtype)
-        compatibility = Compatibility(labels)
+        costs = compatibility if compatibility == "potts" else torch.rand(labels, labels, dtype=dtype)
+        compatibility = Compatibility(labels, costs.diagonal() if compatibility == "diagonal" else costs)
 
         def inference(backend):
             kernels = self.kernels(backend, dtype, lattices, smoothings)
@@ -792,6 +793,11 @@ class TestSeveralKernels:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_lattices(self, labels, lattices, smoothings, dtype):
         self.compare(labels, lattices, smoothings, dtype, natively=True)
+
+    @pytest.mark.parametrize("labels", [2, 3, 21])
+    @pytest.mark.parametrize("compatibility", ["diagonal", "full"])
+    def test_compatibilities(self, labels, compatibility):
+        self.compare(labels, 2, 1, torch.float64, natively=True, compatibility=compatibility)
 
     @pytest.mark.parametrize("labels", [2, 5])
     def test_two_smoothness_kernels_take_the_reference_loop(self, labels):

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hdcrf.arrays import plain_value, real_array
-from hdcrf.compat.inputs import count, deviations, divide, matrix, member
+from hdcrf.compat.inputs import count, deviations, divide, matrix, member, places
 from hdcrf.compatibility import Compatibility
 from hdcrf.mean_field import mean_field, out_of_range, softmax
 from hdcrf.pairwise import LatticeKernel
@@ -447,9 +447,8 @@ class DenseCRF2D(DenseCRF):
 
     def _places(self, sxy: float | Sequence[float]) -> NDArray[np.float32]:
         """Return x and y over their standard deviations, (2, h, w)."""
-        places = np.indices((self._h, self._w), dtype=np.float32)[::-1]
-        divide(places, deviations("sxy", sxy, 2, "axes x and y", more=True))
-        return places
+        x, y = deviations("sxy", sxy, 2, "axes x and y", more=True)
+        return places((y, x), (self._h, self._w))[::-1]
 
 
 def _their_scale(dimension: int) -> float:

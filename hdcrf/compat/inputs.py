@@ -16,7 +16,7 @@ from hdcrf.arrays import plain_value, real_array
 from hdcrf.layer_inputs import levels_to_user
 from voxel.checks import check_count, check_positive
 
-__all__ = ["count", "deviations", "divide", "matrix", "member"]
+__all__ = ["count", "deviations", "divide", "matrix", "member", "places"]
 
 _Member = TypeVar("_Member", bound=enum.IntEnum)
 
@@ -68,6 +68,13 @@ def divide(features: NDArray[np.float32], sigmas: Sequence[float]) -> None:
     """Divide features (d, …) by their standard deviations, in place; too small a one makes them infinite."""
     with np.errstate(all="ignore"):
         features /= np.array(sigmas, dtype=np.float32).reshape(-1, *[1] * (features.ndim - 1))
+
+
+def places(sigmas: Sequence[float], lengths: Sequence[int]) -> NDArray[np.float32]:
+    """Return the index along each axis of a grid over its standard deviation, (d, *lengths)."""
+    features = np.indices(lengths, dtype=np.float32)
+    divide(features, sigmas)
+    return features
 
 
 def matrix(name: str, value: ArrayLike) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hdcrf.arrays import even_array, real_array
-from hdcrf.compat.inputs import deviations, divide
+from hdcrf.compat.inputs import deviations, divide, places
 from voxel.checks import check_count, check_number
 
 __all__ = [
@@ -126,8 +126,8 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> ND
         ValueError: If they differ in number, or a standard deviation is not positive.
     """
     lengths = [check_count(f"shape[{axis}]", length, 0) for axis, length in enumerate(shape)]
-    places = _places(deviations("sdims", sdims, len(lengths), "axes"), lengths)
-    return places.reshape(len(lengths), -1)
+    features = places(deviations("sdims", sdims, len(lengths), "axes"), lengths)
+    return features.reshape(len(lengths), -1)
 
 
 def create_pairwise_bilateral(
@@ -157,16 +157,9 @@ def create_pairwise_bilateral(
         channels = np.moveaxis(picture, axis, 0).astype(np.float32)
     lengths = channels.shape[1:]
     colours = deviations("schan", schan, len(channels), "channels", fewer=True)
-    places = _places(deviations("sdims", sdims, len(lengths), "axes", fewer=True), lengths)
     divide(channels, colours)
-    return np.concatenate([places, channels]).reshape(len(lengths) + len(channels), -1)
-
-
-def _places(sigmas: Sequence[float], lengths: Sequence[int]) -> NDArray[np.float32]:
-    """Return the index along each axis over its deviation, (d, *lengths)."""
-    places = np.indices(lengths, dtype=np.float32)
-    divide(places, sigmas)
-    return places
+    positions = places(deviations("sdims", sdims, len(lengths), "axes", fewer=True), lengths)
+    return np.concatenate([positions, channels]).reshape(len(lengths) + len(channels), -1)
 
 
 def _warn(old: str, new: str) -> None:
