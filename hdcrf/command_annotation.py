@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hdcrf
 from hdcrf.arrays import check_float32_range
-from hdcrf.command_failures import as_input_error
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError
 from hdcrf.refine import most_likely
 

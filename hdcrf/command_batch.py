@@ -20,7 +20,6 @@ from hdcrf.command_batch_results import (
     print_notes,
     summary,
 )
-from hdcrf.command_failures import as_input_error
 from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
@@ -39,6 +38,7 @@ from hdcrf.command_running import (
     progress_bar,
     read_compatibility,
 )
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, check_outputs, reason, whole_files
 from hdcrf.folders.manifest import Entry, Manifest, open_manifest
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-import torch
 
+from hdcrf.failures import is_out_of_memory
 from hdcrf.files import InputError, NotPutBackError, reason
 
-__all__ = ["Commands", "as_input_error", "as_print_failure", "as_write_failure", "is_out_of_memory"]
+__all__ = ["Commands", "as_print_failure", "as_write_failure"]
 
 
 class _WrongInput(click.ClickException):
@@ -71,17 +71,6 @@ def _clean_end_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def as_input_error(prefix: str = "") -> Iterator[None]:
-    """Report what the model refuses as the user's input."""
-    try:
-        yield
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(prefix + str(error)) from error
-
-
-@contextmanager
 def as_write_failure() -> Iterator[None]:
     """Report that the results could not be written."""
     try:
@@ -101,9 +90,3 @@ def as_print_failure() -> Iterator[None]:
         if error.errno == errno.EPIPE:
             raise
         raise click.ClickException(f"the results are written, but not all was printed: {error}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out."""
-    # PyTorch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)

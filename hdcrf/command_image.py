@@ -12,7 +12,6 @@ import torch
 
 import hdcrf
 from hdcrf import image_files, pictures
-from hdcrf.command_failures import as_input_error
 from hdcrf.command_image_labels import read_start, write_energy, write_labels, write_marginals, write_picture
 from hdcrf.command_options import (
     GT_PROB,
@@ -36,6 +35,7 @@ from hdcrf.command_running import (
     write_all,
 )
 from hdcrf.command_tally import Tally, Wording
+from hdcrf.failures import as_input_error
 from hdcrf.files import check_outputs
 
 __all__ = ["BYTES_A_PIXEL", "PHOTO", "image"]

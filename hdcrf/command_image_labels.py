@@ -14,7 +14,7 @@ from torch import Tensor
 import hdcrf
 from hdcrf import array_files, image_files, pictures
 from hdcrf.arrays import check_float32_range
-from hdcrf.command_failures import as_input_error
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note
 from hdcrf.mean_field import MeanFieldResult
 

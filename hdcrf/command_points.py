@@ -16,7 +16,6 @@ import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import read_probabilities, write_array
 from hdcrf.command_annotation import Start, start_from_annotation, start_from_probabilities
-from hdcrf.command_failures import as_input_error
 from hdcrf.command_options import (
     GT_PROB,
     OPACITY,
@@ -42,6 +41,7 @@ from hdcrf.command_running import (
     write_all,
 )
 from hdcrf.command_tally import Tally, Wording
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_outputs
 from hdcrf.image_files import write_picture
 from hdcrf.point_files import SUFFIXES, Attribute, Cloud, check_packages, read_points, write_points

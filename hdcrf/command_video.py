@@ -20,7 +20,7 @@ import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import stream_array
 from hdcrf.arrays import check_float32_range
-from hdcrf.command_failures import as_input_error, as_write_failure
+from hdcrf.command_failures import as_write_failure
 from hdcrf.command_options import (
     OPACITY,
     PATH,
@@ -42,6 +42,7 @@ from hdcrf.command_running import (
     use_threads,
 )
 from hdcrf.command_tally import Tally, Wording
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, check_outputs, import_extra, whole_files
 from hdcrf.video_files import SLOWEST, Video, VideoWriter, read_video
 from hdcrf.video_probabilities import (

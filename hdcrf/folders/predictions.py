@@ -19,7 +19,7 @@ import hdcrf
 from hdcrf import image_files
 from hdcrf.array_files import check_probabilities, read_array
 from hdcrf.command_annotation import Start, start_from_annotation, start_from_probabilities
-from hdcrf.command_failures import as_input_error
+from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_file, import_extra, reason
 
 __all__ = ["Prediction", "read_labels", "read_prediction"]

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import hdcrf
 from hdcrf import image_files, pictures
-from hdcrf.command_failures import as_input_error, is_out_of_memory
 from hdcrf.command_running import build_layer
+from hdcrf.failures import as_input_error, is_out_of_memory
 from hdcrf.files import InputError, reason, whole_files
 from hdcrf.folders.manifest import Entry, digest, stamp
 from hdcrf.folders.pairs import Pair

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hdcrf.command_failures import as_input_error
+from hdcrf.failures import as_input_error
 from hdcrf.folders.pairs import Pair
 from hdcrf.tuning.examples import Example
 from hdcrf.tuning.objective import DEFAULTS, RANGES, Objective, Parameters, rounded, within

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import hdcrf
-from hdcrf.command_failures import as_input_error
+from hdcrf.failures import as_input_error
 from hdcrf.folders.pairs import Pair
 from hdcrf.folders.scores import LabelScores, score_labels
 from hdcrf.tuning.examples import Example, Examples
