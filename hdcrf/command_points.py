@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import read_probabilities, write_array
-from hdcrf.command_annotation import Start, start_from_annotation, start_from_probabilities
 from hdcrf.command_options import (
     GT_PROB,
     OPACITY,
@@ -45,6 +44,7 @@ from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_outputs
 from hdcrf.image_files import write_picture
 from hdcrf.point_files import SUFFIXES, Attribute, Cloud, check_packages, read_points, write_points
+from hdcrf.starts import Start, start_from_annotation, start_from_probabilities
 
 __all__ = ["points"]
 

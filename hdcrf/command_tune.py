@@ -39,6 +39,7 @@ from hdcrf.command_running import (
     use_threads,
     write_all,
 )
+from hdcrf.command_tune_results import Row, effort, gain, table, warning
 from hdcrf.files import InputError, Note, check_outputs, import_extra, natural_order
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair, find_pairs
@@ -49,7 +50,6 @@ from hdcrf.thread_warnings import collected_warnings
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
-from hdcrf.tuning.report import Row, effort, gain, table, warning
 from hdcrf.tuning.search import Budget, search
 
 __all__ = ["tune"]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import check_probabilities, read_probabilities, write_array
-from hdcrf.command_annotation import Start, start_from_annotation, start_from_probabilities
 from hdcrf.command_options import (
     GT_PROB,
     OPACITY,
@@ -45,6 +44,7 @@ from hdcrf.command_tally import Tally, Wording
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_outputs, ignore, import_extra
 from hdcrf.image_files import write_picture
+from hdcrf.starts import Start, start_from_annotation, start_from_probabilities
 from hdcrf.volume_files import (
     Suffix,
     Volume,

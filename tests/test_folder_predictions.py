@@ -10,11 +10,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from hdcrf.command_annotation import start_from_annotation
 from hdcrf.files import InputError
 from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.image_files import read_photo
 from hdcrf.potentials import logits_from_labels, logits_from_probabilities
+from hdcrf.starts import start_from_annotation
 from hdcrf.thread_warnings import collected_warnings
 
 SHAPE = (24, 36)

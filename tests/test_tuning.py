@@ -11,11 +11,11 @@ import torch
 
 import hdcrf
 from benchmarks.tuning import LABELS, NOISES, crops, predicted
-from hdcrf.command_annotation import start_from_annotation, start_from_probabilities
 from hdcrf.files import InputError
 from hdcrf.folders.pairs import Pair
 from hdcrf.folders.predictions import Prediction
 from hdcrf.folders.scores import LabelScores
+from hdcrf.starts import start_from_annotation, start_from_probabilities
 from hdcrf.tuning import search as searching
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled

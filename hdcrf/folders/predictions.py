@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 import hdcrf
 from hdcrf import image_files
 from hdcrf.array_files import check_probabilities, read_array
-from hdcrf.command_annotation import Start, start_from_annotation, start_from_probabilities
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_file, import_extra, reason
+from hdcrf.starts import Start, start_from_annotation, start_from_probabilities
 
 __all__ = ["Prediction", "read_labels", "read_prediction"]
 

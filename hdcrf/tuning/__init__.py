@@ -1,1 +1,1 @@
-"""Parameters of the CRF that suit labelled examples: the examples, two searches, and what they found."""
+"""Parameters of the CRF that suit labelled examples: the examples, and two searches."""

@@ -1,4 +1,4 @@
-"""What tuning found, in words: the scores of both parts, what was gained, and whether anything was."""
+"""What `hdcrf tune` ends with: the scores of both parts, what was gained, and whether anything was."""
 
 from __future__ import annotations
 
