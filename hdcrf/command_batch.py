@@ -32,18 +32,19 @@ from hdcrf.command_options import (
 )
 from hdcrf.command_running import (
     find_device,
+    layer_arguments,
     memory_of,
     note_taker,
     print_results,
     progress_bar,
-    read_compatibility,
 )
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, check_outputs, reason, whole_files
 from hdcrf.folders.manifest import Entry, Manifest, open_manifest
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
-from hdcrf.folders.refinement import Refinement, Result, Settings, run_in_threads
+from hdcrf.folders.refinement import Refinement, Result, run_in_threads
+from hdcrf.folders.settings import Settings
 
 __all__ = ["batch"]
 
@@ -126,7 +127,7 @@ def batch(
     pairs = find_pairs(images, predictions, ground_truth, note=note)
     check_png_options(context, pairs)
     outputs = _named_outputs(scores, report)
-    settings = Settings({**model, "compatibility": read_compatibility(compatibility)}, gt_prob, unknown)
+    settings = Settings(layer_arguments(compatibility=compatibility, **model), gt_prob, unknown)
     folders = {"images": images, "predictions": predictions, "ground truth": ground_truth}
     with _folder(output, folders):
         check_outputs(outputs, model_files(compatibility))

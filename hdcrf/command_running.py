@@ -28,11 +28,11 @@ __all__ = [
     "build_layer",
     "check_memory",
     "find_device",
+    "layer_arguments",
     "memory_of",
     "note_taker",
     "print_results",
     "progress_bar",
-    "read_compatibility",
     "use_threads",
     "version_of",
     "write_all",
@@ -41,45 +41,40 @@ __all__ = [
 _Layer = TypeVar("_Layer", bound=CRFLayer)
 
 
-def build_layer(
-    layer: type[_Layer],
-    num_labels: int,
-    device: torch.device,
-    *,
-    compatibility: Path | str | list[Any] | Tensor,
-    include_self: bool,
-    **model: Any,
-) -> _Layer:
+def build_layer(layer: type[_Layer], num_labels: int, device: torch.device, **model: Any) -> _Layer:
     """Return the layer that the options describe.
 
     Args:
         layer: Its class.
         num_labels: K.
         device: Where it goes.
-        compatibility: A name, the file that holds a matrix, the numbers of one, or what was read of these.
-        include_self: Whether a point's message to itself counts.
-        **model: What else the layer takes.
+        **model: The options, as of `layer_arguments`.
 
     Raises:
         InputError: If the layer refuses something, or the file does not hold numbers.
     """
     with as_input_error():
-        return layer(
-            num_labels,
-            compatibility=read_compatibility(compatibility),
-            exclude_self=not include_self,
-            learn=(),
-            **model,
-        ).to(device)
+        return layer(num_labels, learn=(), **layer_arguments(**model)).to(device)
 
 
-def read_compatibility(given: Path | str | list[Any] | Tensor) -> str | Tensor:
-    """Return the matrix that --compatibility names, or its other value.
+def layer_arguments(
+    *, compatibility: Path | str | list[Any], include_self: bool, **model: Any
+) -> dict[str, Any]:
+    """Return the options of the model as arguments of a layer.
+
+    Args:
+        compatibility: A name, the file that holds a matrix, or the numbers of one.
+        include_self: Whether a point's message to itself counts.
+        **model: What else the layer takes.
 
     Raises:
         InputError: If the file does not hold numbers.
     """
-    if isinstance(given, str | Tensor):
+    return {**model, "compatibility": _read_compatibility(compatibility), "exclude_self": not include_self}
+
+
+def _read_compatibility(given: Path | str | list[Any]) -> str | Tensor:
+    if isinstance(given, str):
         return given
     if isinstance(given, list):
         return torch.tensor(given, dtype=torch.float32)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import hdcrf
-from hdcrf import image_files
 from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures, unseen_label
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
@@ -31,11 +30,11 @@ from hdcrf.command_options import (
 )
 from hdcrf.command_running import (
     find_device,
+    layer_arguments,
     memory_of,
     note_taker,
     print_results,
     progress_bar,
-    read_compatibility,
     use_threads,
     write_all,
 )
@@ -43,13 +42,13 @@ from hdcrf.command_tune_results import Row, effort, gain, table, warning
 from hdcrf.files import InputError, Note, check_outputs, import_extra, natural_order
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair, find_pairs
-from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.folders.scores import LabelScores
+from hdcrf.folders.settings import Settings
 from hdcrf.params_file import write_params
-from hdcrf.thread_warnings import collected_warnings
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled
-from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
+from hdcrf.tuning.objective import DEFAULTS, Objective
+from hdcrf.tuning.reading import Reader
 from hdcrf.tuning.search import Budget, search
 
 __all__ = ["tune"]
@@ -167,59 +166,44 @@ def tune(
     note = note_taker(quiet)
     use_threads(threads, note)
 
-    matrix = read_compatibility(compatibility)
-    settings = {name: value for name, value in model.items() if name not in DEFAULTS}
-    settings["exclude_self"] = not settings.pop("include_self")
-    settings["compatibility"] = matrix
-    start = {name: float(model[name]) for name in DEFAULTS}
-    pairs = shuffled(
+    arguments = layer_arguments(compatibility=compatibility, **model)
+    start = {name: float(arguments.pop(name)) for name in DEFAULTS}
+    settings = Settings(arguments, gt_prob, unknown)
+    drawn = shuffled(
         [pair for pair in find_pairs(images, predictions, ground_truth, note=note) if pair.truth is not None],
         seed,
     )
-    check_png_options(context, pairs)
-    if max_images is not None and len(pairs) > max_images:
-        note(f"--max-images: {max_images} of {len(pairs)} labelled images are used")
-        pairs = pairs[:max_images]
+    check_png_options(context, drawn)
+    if max_images is not None and len(drawn) > max_images:
+        note(f"--max-images: {max_images} of {len(drawn)} labelled images are used")
+        drawn = drawn[:max_images]
 
-    memory = memory_of(torch.device("cpu"))
-    kept = _UNKNOWN_MEMORY if memory is None else int(memory * _SHARE_OF_MEMORY)
-    reader = _Reader(gt_prob, unknown, _count_of(matrix), memory_of(place), note)
-    objective = Objective(Examples(reader, kept), settings, place, ignore)
-    before: dict[str, LabelScores] = {}
-    count = len(pairs)
-    offered: set[int] = set()
-
-    def look(example: Example) -> None:
-        before[example.pair.stem] = objective.unrefined(example)
-        offered.update(example.start.values.tolist())
-
-    with progress_bar(count, "Reading", quiet, unit="images") as reading:
-        pairs, failures = objective.examples.readable(pairs, look, reading)
-    reader.note_all()
-    _check_enough(pairs, failures)
-    unseen = unseen_label(LabelScores.merged(before[pair.stem] for pair in pairs).pixels, offered)
-    if unseen is not None:
-        note(unseen)
+    memory = memory_of(place)
+    reader = Reader(settings, None if memory is None else memory // BYTES_A_PIXEL)
+    objective = Objective(Examples(reader, _room()), arguments, place, ignore)
+    before, failures = _read_all(drawn, objective, reader, note, quiet)
+    pairs = [pair for pair in drawn if pair.stem in before]
     trained, held = divide(pairs, hold_back)
     unrefined = Row("unrefined", *(_merged(before, part) for part in (trained, held)))
     _check_labelled(unrefined)
 
-    began = time.perf_counter()
     if trials is None and seconds is None:
         trials = _TRIALS[how]
     budget = Budget(trials, seconds)
-    starts = [DEFAULTS] if start == DEFAULTS else [start, DEFAULTS]
+    began = time.perf_counter()
     with _explained(context, storage), _bar(budget, quiet) as progress:
-        if how == "optuna":
+        if how == "gradient":
+            found = descend(objective, trained, start, budget, seed=seed, progress=progress)
+        else:
             said = {
-                **_plain(settings),
+                **_plain(arguments),
                 **start,
                 **{"seed": seed, "hold_back": hold_back, "ignore": ignore},
                 **{"unknown": sorted(unknown), "gt_prob": gt_prob},
             }
             found = search(
-                lambda parameters, stop: _mean_iou(objective.total(trained, parameters, stop)),
-                starts,
+                lambda parameters, stop: objective.mean_iou(trained, parameters, stop),
+                [DEFAULTS] if start == DEFAULTS else [start, DEFAULTS],
                 budget,
                 seed=seed,
                 storage=storage,
@@ -227,25 +211,17 @@ def tune(
                 progress=progress,
                 note=note,
             )
-        else:
-            found = descend(
-                objective,
-                trained,
-                start,
-                lambda parameters: _scores(objective, trained, parameters).mean_iou,
-                budget,
-                seed=seed,
-                progress=progress,
-            )
     taken = time.perf_counter() - began
-    rows = [unrefined]
-    names = {"defaults": DEFAULTS, "start": start, "tuned": found.parameters}
-    for name, parameters in names.items():
-        if name != "start" or start != DEFAULTS:
-            rows.append(Row(name, *(_scores(objective, part, parameters) for part in (trained, held))))
 
+    ways = {"defaults": DEFAULTS, "start": start, "tuned": found.parameters}
+    if start == DEFAULTS:
+        del ways["start"]
+    rows = [
+        unrefined,
+        *(Row(way, *(objective.total(part, ways[way]) for part in (trained, held))) for way in ways),
+    ]
     scores = table(rows, len(trained), len(held))
-    values = {**found.parameters, **_to_write(settings)}
+    values = {**found.parameters, **_to_write(arguments)}
     comments = [
         f"Made by hdcrf tune --method {how} --seed {seed}, of version {hdcrf.__version__}, from the images",
         f"{images}, the predictions {predictions} and the labels {ground_truth}: scores in percent after",
@@ -266,65 +242,52 @@ def tune(
         *(f"{name} = {value:g}" for name, value in found.parameters.items()),
     ]
     print_results(written, contents, "\n".join(lines), warning(rows), quiet)
-    print_failures(sorted(failures, key=lambda failure: natural_order(failure.stem)), count)
+    print_failures(sorted(failures, key=lambda failure: natural_order(failure.stem)), len(drawn))
     if failures:
         context.exit(1)
 
 
-class _Reader:
-    """Reads examples, and takes down what is to be known of their files.
+def _room() -> int:
+    """Return the bytes that examples may take in memory."""
+    memory = memory_of(torch.device("cpu"))
+    return _UNKNOWN_MEMORY if memory is None else int(memory * _SHARE_OF_MEMORY)
 
-    Args:
-        gt_prob: How far to trust a label of a PNG.
-        unknown: Values of a PNG that say nothing.
-        num_labels: K, where a compatibility fixes it.
-        memory: Of the device, in bytes.
-        note: What takes the notes.
+
+def _read_all(
+    pairs: Sequence[Pair], objective: Objective, reader: Reader, note: Note, quiet: bool
+) -> tuple[dict[str, LabelScores], list[Failure]]:
+    """Read all examples once; say what is to be known of them.
+
+    Returns:
+        The scores of the predictions by their stems, and what is wrong with the files that cannot be used.
+
+    Raises:
+        InputError: If fewer than two can be.
     """
+    before: dict[str, LabelScores] = {}
+    offered: set[int] = set()
 
-    def __init__(
-        self, gt_prob: float, unknown: Sequence[int], num_labels: int | None, memory: int | None, note: Note
-    ) -> None:
-        self._gt_prob, self._unknown, self._num_labels, self._note = gt_prob, unknown, num_labels, note
-        self._most_pixels = None if memory is None else memory // BYTES_A_PIXEL
-        self._notes: list[str] = []
+    def look(example: Example) -> None:
+        before[example.pair.stem] = objective.unrefined(example)
+        offered.update(example.start.values.tolist())
 
-    def __call__(self, pair: Pair) -> Example:
-        if pair.truth is None:
-            raise RuntimeError("it has no ground truth")
-        with collected_warnings() as warnings:
-            photo = image_files.read_photo(
-                pair.image, most_pixels=self._most_pixels, role="image", note=self._notes.append
-            )
-            shape = photo.shape[0], photo.shape[1]
-            start = read_prediction(
-                pair.prediction,
-                shape,
-                gt_prob=self._gt_prob,
-                unknown=self._unknown,
-                num_labels=self._num_labels,
-                note=self._notes.append,
-            )
-            truth = read_labels("ground truth", pair.truth, shape)
-        self._notes += [f"image {pair.image}: {warning}" for warning in warnings]
-        return Example(pair, photo, start, truth)
-
-    def note_all(self) -> None:
-        """Print what was taken down, the first of many lines alone; what is read again says no more."""
-        for message in self._notes[:_MOST_SHOWN]:
-            self._note(message)
-        if len(self._notes) > _MOST_SHOWN:
-            self._note(f"and {len(self._notes) - _MOST_SHOWN} more of the kind")
-        self._notes = []
+    with progress_bar(len(pairs), "Reading", quiet, unit="images") as progress:
+        failures = objective.examples.look_through(pairs, look, progress)
+    reader.print_notes(note)
+    _check_enough(len(before), failures)
+    unseen = unseen_label(LabelScores.merged(before.values()).pixels, offered)
+    if unseen is not None:
+        note(unseen)
+    return before, failures
 
 
-def _check_enough(pairs: Sequence[Pair], failures: Sequence[Failure]) -> None:
-    if len(pairs) >= 2:
+def _check_enough(count: int, failures: Sequence[Failure]) -> None:
+    if count >= 2:
         return
     why = "".join(f"\n  {failure.stem}: {failure.message}" for failure in failures[:_MOST_SHOWN])
-    count = "no labelled image" if not pairs else "only 1 labelled image"
+    images = "only 1 labelled image" if count else "no labelled image"
     raise InputError(
-        f"{count} can be used, and tuning needs 2 at least, one to search on and one that is held back"
+        f"{images} can be used, and tuning needs 2 at least, one to search on and one that is held back"
         + (f"; what is wrong with the others:{why}" if why else "; label more of them")
     )
 
@@ -337,24 +300,8 @@ def _check_labelled(row: Row) -> None:
             )
 
 
-def _count_of(matrix: str | Tensor) -> int | None:
-    """Return how many labels a compatibility is for; None if for any."""
-    return None if isinstance(matrix, str) else len(matrix)
-
-
 def _merged(scores: Mapping[str, LabelScores], pairs: Sequence[Pair]) -> LabelScores:
     return LabelScores.merged(scores[pair.stem] for pair in pairs)
-
-
-def _scores(objective: Objective, pairs: Sequence[Pair], parameters: Parameters) -> LabelScores:
-    scores = objective.total(pairs, parameters)
-    if scores is None:
-        raise RuntimeError("nothing was to stop it")
-    return scores
-
-
-def _mean_iou(scores: LabelScores | None) -> float | None:
-    return None if scores is None else scores.mean_iou
 
 
 @contextmanager

@@ -39,6 +39,11 @@ class Start:
     annotated: bool
 
     @property
+    def given(self) -> NDArray[np.int64]:
+        """The labels (*S) by what they are called in files, -1 where unknown."""
+        return np.where(self.labels < 0, -1, self.values[self.labels])
+
+    @property
     def names(self) -> list[str]:
         """What the labels are called."""
         return [str(value) for value in self.values]

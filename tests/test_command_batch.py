@@ -22,7 +22,7 @@ import hdcrf
 from hdcrf import command_batch, image_files
 from hdcrf.command_batch import batch
 from hdcrf.command_line import commands
-from hdcrf.folders import refinement
+from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST, open_manifest
 from hdcrf.folders.scores import LabelScores, score_labels
 
@@ -489,14 +489,14 @@ class TestFailures:
         ],
     )
     def test_whatever_befalls_an_image_is_its_own(self, error, message, folders, monkeypatch):
-        read = refinement.read_prediction
+        read = settings.read_prediction
 
         def fail(path, *arguments, **options):
             if path.stem == "a1":
                 raise error
             return read(path, *arguments, **options)
 
-        monkeypatch.setattr(refinement, "read_prediction", fail)
+        monkeypatch.setattr(settings, "read_prediction", fail)
         result = succeed(code=1)
         assert message in result.stderr
         assert counts(result) == (5, 0)

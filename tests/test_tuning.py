@@ -102,8 +102,7 @@ class TestExamples:
             return good[pair]
 
         seen, done = [], []
-        pairs, failures = Examples(read, 0).readable(pairs_of(2), seen.append, done.append)
-        assert [pair.stem for pair in pairs] == ["1"]
+        failures = Examples(read, 0).look_through(pairs_of(2), seen.append, done.append)
         assert [(failure.stem, failure.message) for failure in failures] == [("0", "0 is damaged")]
         assert [example.pair.stem for example in seen] == ["1"]
         assert done == [1, 2]
@@ -157,10 +156,12 @@ class TestObjective:
             steps.append((step, value))
             return step == 3
 
-        assert objective.total(pairs, DEFAULTS, stop) is None
+        assert objective.mean_iou(pairs, DEFAULTS, stop) is None
         scores = [objective.refined(objective.examples[pair], DEFAULTS) for pair in pairs]
         expected = [(done, LabelScores.merged(scores[:done]).mean_iou) for done in (1, 2, 3)]
         assert steps == expected
+        whole = objective.mean_iou(pairs, DEFAULTS, lambda *_: False)
+        assert whole == objective.total(pairs, DEFAULTS).mean_iou == LabelScores.merged(scores).mean_iou
 
     def test_rounding_and_ranges(self):
         assert rounded({"appearance_weight": 1.23456}) == {"appearance_weight": 1.235}
@@ -345,7 +346,6 @@ class TestDescent:
             objective,
             pairs,
             DEFAULTS,
-            lambda parameters: objective.total(pairs, parameters).mean_iou,
             Budget(trials, seconds),
             seed=0,
             **options,
@@ -412,14 +412,13 @@ def test_what_is_held_back_gains(noise, method):
     objective, pairs = objective_of(noise, 12)
     trained, held = divide(pairs, 0.3)
 
-    def score(parameters, stop=None):
-        scores = objective.total(trained, parameters, stop)
-        return None if scores is None else scores.mean_iou
+    def score(parameters, stop):
+        return objective.mean_iou(trained, parameters, stop)
 
     if method == "search":
         found = search(score, [DEFAULTS], Budget(60, None), seed=0)
     else:
-        found = descend(objective, trained, DEFAULTS, score, Budget(12, None), seed=0)
+        found = descend(objective, trained, DEFAULTS, Budget(12, None), seed=0)
     before, after = (objective.total(held, each).mean_iou for each in (DEFAULTS, found.parameters))
     unrefined = LabelScores.merged(objective.unrefined(objective.examples[pair]) for pair in held).mean_iou
     assert after > before + 0.05

@@ -7,71 +7,36 @@ is imported once, and the memory is shared.
 from __future__ import annotations
 
 import io
-import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import hdcrf
 from hdcrf import image_files, pictures
-from hdcrf.command_running import build_layer
 from hdcrf.failures import as_input_error, is_out_of_memory
-from hdcrf.files import InputError, reason, whole_files
+from hdcrf.files import InputError, ignore, reason, whole_files
 from hdcrf.folders.manifest import Entry, digest, stamp
 from hdcrf.folders.pairs import Pair
-from hdcrf.folders.predictions import Prediction, read_labels, read_prediction
+from hdcrf.folders.predictions import Prediction, read_labels
 from hdcrf.folders.scores import LabelScores, score_labels
+from hdcrf.folders.settings import Settings
 from hdcrf.refine import most_likely
 from hdcrf.thread_warnings import collected_warnings
 
-__all__ = ["Refinement", "Result", "Settings", "run_in_threads"]
+__all__ = ["Refinement", "Result", "run_in_threads"]
 
 _palette = lru_cache(pictures.palette)
 _TIMES_THE_FILE = 8  # memory for a prediction of many labels, in sizes of its file
 _POLL = 0.5  # seconds; on Windows a wait without end cannot be interrupted
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the result for an image depends on besides its files.
-
-    Attributes:
-        model: The arguments of `build_layer`, with the compatibility as it was read.
-        gt_prob: How far to trust a label of a PNG.
-        unknown: Values of a PNG that say nothing.
-    """
-
-    model: Mapping[str, Any]
-    gt_prob: float
-    unknown: tuple[int, ...] = ()
-
-    @property
-    def num_labels(self) -> int | None:
-        """How many labels the compatibility is for; None if for any."""
-        matrix = self.model["compatibility"]
-        return matrix.shape[0] if isinstance(matrix, Tensor) and matrix.dim() else None
-
-    @property
-    def digest(self) -> str:
-        """What tells settings and versions apart."""
-        said = {
-            **self.model,
-            "gt_prob": self.gt_prob,
-            "unknown": sorted(set(self.unknown)),
-            "version": hdcrf.__version__,
-        }
-        return digest(json.dumps(said, sort_keys=True, default=Tensor.tolist).encode())
 
 
 @dataclass(frozen=True)
@@ -172,7 +137,7 @@ class Refinement:
 
             with Image.open(output) as image:
                 shape = image.size[::-1]
-            start = self._read(pair, shape, [])
+            start = self._settings.read(pair, shape, ignore)
             refined = read_labels("output", output, shape)
         return failures[0] if failures else self._scored(pair, entry, start, lambda: refined, notes)
 
@@ -183,7 +148,7 @@ class Refinement:
         shape = photo.shape[0], photo.shape[1]
         arrays = 0 if pair.prediction.suffix.lower() == ".png" else pair.prediction.stat().st_size
         with self._budget.of(photo.size // 3 * self._bytes_a_pixel + arrays * _TIMES_THE_FILE):
-            start = self._read(pair, shape, notes)
+            start = self._settings.read(pair, shape, notes.append)
             if len(start.values) == 1:
                 return start, np.zeros(shape, np.int64)
             layer = self._layer(len(start.values))
@@ -198,20 +163,12 @@ class Refinement:
                 labels = most_likely(result.marginals[0].permute(1, 2, 0), layer.backend)
         return start, labels.cpu().numpy()
 
-    def _read(self, pair: Pair, shape: tuple[int, int], notes: list[str]) -> Prediction:
-        return read_prediction(
-            pair.prediction,
-            shape,
-            gt_prob=self._settings.gt_prob,
-            unknown=self._settings.unknown,
-            num_labels=self._settings.num_labels,
-            note=notes.append,
-        )
-
     def _layer(self, num_labels: int) -> hdcrf.DenseCRF:
         layers: dict[int, hdcrf.DenseCRF] = self._own.__dict__.setdefault("layers", {})
         if num_labels not in layers:
-            layers[num_labels] = build_layer(hdcrf.DenseCRF, num_labels, self._device, **self._settings.model)
+            with as_input_error():
+                layer = hdcrf.DenseCRF(num_labels, learn=(), **self._settings.model)
+            layers[num_labels] = layer.to(self._device)
         return layers[num_labels]
 
     def _check_stop(self, _: int) -> None:
@@ -232,10 +189,11 @@ class Refinement:
         with _failures(pair, notes, entry) as failures:
             shape = start.labels.shape[0], start.labels.shape[1]
             truth = read_labels("ground truth", pair.truth, shape)
-            given = np.where(start.labels < 0, -1, start.values[start.labels])
             ignore = start.ignored(self._ignore)
             with as_input_error(f"ground truth {pair.truth}: "):
-                before, after = (score_labels(each, truth, ignore=ignore) for each in (given, refined()))
+                before, after = (
+                    score_labels(each, truth, ignore=ignore) for each in (start.given, refined())
+                )
         return failures[0] if failures else Result(pair, entry, before, after, notes=notes)
 
 

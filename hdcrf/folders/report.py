@@ -218,7 +218,7 @@ def _read_before(path: Path, shape: tuple[int, int], unknown: Collection[int]) -
         labels[np.isin(labels, list(unknown))] = _NONE
         return labels
     start = read_prediction(path, shape, gt_prob=1.0, note=ignore)
-    return np.append(start.values, _NONE)[start.labels]
+    return start.given
 
 
 def _differences(

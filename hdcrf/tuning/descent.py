@@ -31,19 +31,17 @@ def descend(
     objective: Objective,
     pairs: Sequence[Pair],
     start: Parameters,
-    score: Callable[[Parameters], float],
     budget: Budget,
     *,
     seed: int,
     progress: Callable[[int, float], object] | None = None,
 ) -> Found:
-    """Descend from given parameters; the best of all epochs by their score are returned.
+    """Descend from given parameters; the best of all epochs by the mean IoU are returned.
 
     Args:
         objective: The examples, and what refines them.
         pairs: Which examples to train on.
         start: Where to begin.
-        score: Of parameters, on these examples, to be made large.
         budget: How long; a trial is an epoch, and the first is the start.
         seed: Of the order of the examples, and of what is cropped out of large ones.
         progress: Called with the number of epochs and the best score, after each.
@@ -56,7 +54,7 @@ def descend(
         for name, value in within(start).items()
     }
     optimizer = torch.optim.Adam(logarithms.values(), lr=_RATE)
-    best, best_score, number, epoch = start, score(start), 1, 1
+    best, best_score, number, epoch = start, objective.total(pairs, start).mean_iou, 1, 1
     while not budget.is_used(epoch, began):
         order = random.permutation(len(pairs))
         for first in range(0, len(order), _BATCH):
@@ -73,7 +71,7 @@ def descend(
             if budget.is_used(0, began):
                 break
         parameters = rounded({name: float(value.detach().exp()) for name, value in logarithms.items()})
-        reached = score(parameters)
+        reached = objective.total(pairs, parameters).mean_iou
         epoch += 1
         if reached > best_score:
             best, best_score, number = parameters, reached, epoch

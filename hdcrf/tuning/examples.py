@@ -65,23 +65,22 @@ class Examples:
             self._kept[pair.stem] = example
         return example
 
-    def readable(
+    def look_through(
         self,
         pairs: Iterable[Pair],
         look: Callable[[Example], object],
         progress: Callable[[int], object] | None = None,
-    ) -> tuple[list[Pair], list[Failure]]:
-        """Read each once and look at it; return those that can be read, and what is wrong with the others."""
-        good, failures = [], []
+    ) -> list[Failure]:
+        """Read each once and look at it; return what is wrong with those that cannot be read."""
+        failures = []
         for done, pair in enumerate(pairs, 1):
             try:
                 look(self[pair])
-                good.append(pair)
             except (InputError, OSError) as error:
                 failures.append(Failure(pair.stem, str(error)))
             if progress is not None:
                 progress(done)
-        return good, failures
+        return failures
 
 
 def shuffled(pairs: Iterable[Pair], seed: int) -> list[Pair]:

@@ -102,8 +102,7 @@ class Objective:
 
     def unrefined(self, example: Example) -> LabelScores:
         """Score an example as it was predicted."""
-        start = example.start
-        return self.score(example, np.where(start.labels < 0, -1, start.values[start.labels]))
+        return self.score(example, example.start.given)
 
     def refined(self, example: Example, parameters: Parameters) -> LabelScores:
         """Score an example as it is refined."""
@@ -113,27 +112,28 @@ class Objective:
             labels = marginals.argmax(0).cpu().numpy()
         return self.score(example, example.start.values[labels])
 
-    def total(
-        self,
-        pairs: Sequence[Pair],
-        parameters: Parameters,
-        stop: Callable[[int, float], bool] | None = None,
-    ) -> LabelScores | None:
-        """Score examples together.
+    def total(self, pairs: Sequence[Pair], parameters: Parameters) -> LabelScores:
+        """Score examples together, as they are refined."""
+        return LabelScores.merged(self.refined(self.examples[pair], parameters) for pair in pairs)
+
+    def mean_iou(
+        self, pairs: Sequence[Pair], parameters: Parameters, stop: Callable[[int, float], bool]
+    ) -> float | None:
+        """Return the mean IoU of examples together, unless it is stopped on the way.
 
         Args:
             pairs: Which.
             parameters: To refine with.
-            stop: Called after each of some chunks with its number and the mean IoU so far; if it returns
-                True, the rest is left out.
+            stop: Called after each of some chunks with how many are done and the mean IoU so far; if it
+                returns True, the rest is left out.
 
         Returns:
-            The scores; None if it was stopped.
+            The mean IoU; None if it was stopped.
         """
         scores: list[LabelScores] = []
         ends = {len(pairs) * chunk // _CHUNKS for chunk in range(1, _CHUNKS)}
         for done, pair in enumerate(pairs, 1):
             scores.append(self.refined(self.examples[pair], parameters))
-            if stop is not None and done in ends and stop(done, LabelScores.merged(scores).mean_iou):
+            if done in ends and stop(done, LabelScores.merged(scores).mean_iou):
                 return None
-        return LabelScores.merged(scores)
+        return LabelScores.merged(scores).mean_iou
