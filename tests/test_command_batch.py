@@ -139,7 +139,8 @@ class TestResults:
         expected = hdcrf.refine(inputs[0][0], labels=np.where(given == 2, -1, given), num_labels=2)
         np.testing.assert_array_equal(labels("a0"), expected)
         assert f"{(given == 2).mean():.1%} of the pixels were unknown and got a label" in result.stdout
-        assert "of the labelled pixels changed their label" in result.stdout
+        changed = (expected != given)[given != 2].mean()
+        assert f"{changed:.1%} of the labelled pixels changed their label" in result.stdout
 
     def test_a_result_does_not_depend_on_the_others(self, folders):
         succeed(predictions="labels")
@@ -272,6 +273,23 @@ class TestAtWork:
         assert max(total for total in most if total < 500) <= 100
         assert 500 in most  # alone
 
+    def test_images_wait_for_memory(self, folders, monkeypatch):
+        """Each takes 490 kB, for its pixels and its probabilities, of 700 kB."""
+        monkeypatch.setattr(command_batch, "memory_of", lambda device: 875_000)
+        read = settings.read_prediction
+        at_work, most = [], []
+
+        def read_slowly(path, *arguments, **options):
+            at_work.append(path)
+            most.append(len(at_work))
+            time.sleep(0.02)
+            at_work.remove(path)
+            return read(path, *arguments, **options)
+
+        monkeypatch.setattr(settings, "read_prediction", read_slowly)
+        succeed("--workers", 4)
+        assert most == [1] * COUNT
+
     def test_progress(self, folders, monkeypatch):
         shown = []
 
@@ -337,7 +355,7 @@ class TestResumed:
         assert counts(succeed("--compatibility", "costs.npy")) == (6, 0)
         monkeypatch.setattr(hdcrf, "__version__", "another")
         assert counts(succeed("--compatibility", "costs.npy")) == (6, 0)
-        for words in (("--gt-prob", 0.8), ("--gt-prob", 0.8, "--unknown", 7)):
+        for words in ((), ("--gt-prob", 0.8), ("--gt-prob", 0.8, "--unknown", 7)):
             assert counts(succeed(*words, predictions="labels")) == (6, 0), words
 
     def test_images_may_be_added(self, folders):
@@ -476,6 +494,20 @@ class TestFailures:
         assert counts(result) == (6, 0)
         assert "  a3: ground truth truth/a3.png is not a picture" in result.stderr
         assert counts(succeed("--ground-truth", "truth", code=1)) == (0, 6)
+
+    def test_a_kept_image_that_cannot_be_scored_is_kept(self, folders, monkeypatch):
+        succeed()
+        read = settings.read_prediction
+
+        def fail(path, *arguments, **options):
+            if path.stem == "a1":
+                raise MemoryError
+            return read(path, *arguments, **options)
+
+        monkeypatch.setattr(settings, "read_prediction", fail)
+        result = succeed("--ground-truth", "truth", code=1)
+        assert counts(result) == (0, 6)
+        assert "a1: image images/a1.png: out of memory" in result.stderr
 
     @pytest.mark.parametrize(
         ("error", "message"),

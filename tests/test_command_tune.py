@@ -308,6 +308,8 @@ class TestDamage:
     def test_labels_that_do_not_fit(self, folder):
         np.save("bad.npy", np.ones((LABELS + 1, LABELS + 1)))
         assert "must have shape (4,) or (4, 4)" in tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
+        np.save("bad.npy", 1.0)
+        assert "must have shape (4,) or (4, 4)" in tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
 
 
 @pytest.mark.usefixtures("unchanged")

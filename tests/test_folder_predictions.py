@@ -12,7 +12,7 @@ from PIL import Image
 
 from hdcrf.files import InputError
 from hdcrf.folders.predictions import read_labels, read_prediction
-from hdcrf.image_files import read_photo
+from hdcrf.image_files import _without_limit, read_photo
 from hdcrf.potentials import logits_from_labels, logits_from_probabilities
 from hdcrf.starts import start_from_annotation
 from hdcrf.thread_warnings import collected_warnings
@@ -166,6 +166,13 @@ class TestProbabilities:
         self.check(read(path), probabilities)
         assert notes == []
 
+    @pytest.mark.parametrize(("count", "ignored"), [(255, 255), (256, None)])
+    def test_255_is_void_where_it_is_no_label(self, count, ignored, read, tmp_path):
+        np.save(tmp_path / "a.npy", np.full((*SHAPE, count), 1 / count, np.float32))
+        start = read(tmp_path / "a.npy")
+        assert start.ignored(None) == ignored
+        assert start.ignored(7) == 7
+
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
     @pytest.mark.parametrize("suffix", ["npy", "tif"])
     def test_in_steps(self, dtype, suffix, read, tmp_path, probabilities, notes):
@@ -191,6 +198,7 @@ class TestProbabilities:
             (np.zeros(SHAPE, np.int64), r"holds labels, int64 \(24, 36\); save these as PNG"),
             (np.full((*SHAPE, 5), 9, np.uint8), "must sum to 1 over the labels"),
             (np.zeros((*SHAPE, 5), np.uint8), "must sum to 1 over the labels"),
+            (np.zeros((*SHAPE, 600), np.uint8), "must sum to 1 over the labels"),
             (np.ones((*SHAPE, 5), np.float32), "must sum to 1 over the labels"),
             (np.zeros((5, *SHAPE), np.float32), r"the labels come first here: save p.transpose\(1, 2, 0\)"),
             (np.zeros((*SHAPE, 0), np.float32), "must have shape"),
@@ -207,7 +215,7 @@ class TestProbabilities:
         with pytest.raises(InputError, match="must have a page of 24 rows and 36 columns for each label"):
             read(tmp_path / "a.tif")
 
-    @pytest.mark.parametrize("share", [0, 0.05, 0.5, 0.7, 0.9])
+    @pytest.mark.parametrize("share", [0, 0.05, 0.2, 0.5, 0.6, 0.9])  # Pillow: at the end of a page, in one
     @pytest.mark.parametrize("program", ["pillow", "tifffile"])
     def test_truncated_tiff(self, share, program, read, tmp_path, probabilities):
         """A file that ends before its last pages is not taken for one of fewer labels."""
@@ -270,6 +278,20 @@ class TestThreads:
         assert warnings.filters == filters
         assert warnings.showwarning is show
         assert all(len(of_file) == 20 for of_file in notes.values())
+
+    def test_the_limit_is_lifted_until_the_last_has_left(self):
+        with _without_limit():
+            with _without_limit():
+                pass
+            assert Image.MAX_IMAGE_PIXELS is None
+        assert Image.MAX_IMAGE_PIXELS is not None
+
+    def test_warnings_of_a_block_in_a_block(self):
+        with collected_warnings() as outer:
+            with collected_warnings() as inner:
+                warnings.warn("inner", stacklevel=1)
+            warnings.warn("outer", stacklevel=1)
+        assert (outer, inner) == (["outer"], ["inner"])
 
     def test_each_thread_has_its_own_warnings(self):
         def warn(index):

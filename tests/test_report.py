@@ -126,6 +126,25 @@ class TestFile:
         before = np.asarray(Image.open(outcome.pair.prediction))
         np.testing.assert_array_equal(pixels(card["before"])[..., 3] == 0, before == 2)
 
+    def test_what_became_of_each_pixel(self, tmp_path):
+        """Broken where it was right, and merely changed where the truth says nothing."""
+        outcome = make_outcome(tmp_path, "a", gain=-0.3)
+        before, after, truth = (
+            np.asarray(Image.open(path)).astype(int)
+            for path in (outcome.pair.prediction, outcome.output, outcome.pair.truth)
+        )
+        truth[:30] = 255
+        Image.fromarray(truth.astype(np.uint8)).save(outcome.pair.truth)
+        (card,) = data_of(written([outcome], unknown={2})[0])["cards"]
+        changed = np.where(before == 2, -1, before) != after
+        shown = pixels(card["differences"])
+        np.testing.assert_array_equal(shown[..., 3] > 0, changed)
+        assert (shown[:30][changed[:30]][:, :3] == (240, 228, 66)).all()
+        broken = changed & (before == truth) & (before != 2)
+        assert broken.any()
+        assert (shown[broken][:, :3] == (213, 94, 0)).all()
+        assert card["broken"] == pytest.approx(broken.mean(), abs=1e-5)
+
     def test_large_photos_are_made_small(self, tmp_path):
         outcome = make_outcome(tmp_path, "a", shape=(1200, 900))
         (card,) = data_of(written([outcome])[0])["cards"]

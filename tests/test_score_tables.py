@@ -62,6 +62,17 @@ def test_text_of_many_labels():
     assert shown == [*range(31), *range(32, 50, 2)]
 
 
+def test_text_of_a_gain_that_rounds_to_nothing():
+    truth = np.zeros((1, 10_000), int)
+    labels = truth.copy()
+    labels[0, 0] = -1
+    before, after = (
+        score_labels(truth, truth, boundaries=False),
+        score_labels(labels, truth, boundaries=False),
+    )
+    assert "-0.0" not in scores_table(before, after)
+
+
 def test_csv(scores):
     file = io.BytesIO()
     assert write_scores_csv(file, *scores) == "3 labels"

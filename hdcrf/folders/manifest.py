@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from hdcrf.files import InputError, reason
 from hdcrf.folders.pairs import Pair
@@ -75,10 +75,10 @@ class Manifest:
 
     Args:
         folder: Where the outputs and the record are.
-        file: The record, open for reading and appending.
+        file: The record, open for reading and appending, without a buffer.
     """
 
-    def __init__(self, folder: Path, file: BinaryIO) -> None:
+    def __init__(self, folder: Path, file: FileIO) -> None:
         self._folder = folder
         self._file = file
         self._entries: dict[str, Entry] = {}
@@ -112,8 +112,9 @@ class Manifest:
             OSError: If that cannot be written.
         """
         self._entries[entry.stem] = entry
-        self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        while line:  # a full disk takes a part at first
+            line = line[self._file.write(line) :]
 
 
 def _parsed(line: bytes) -> Entry | None:
@@ -138,7 +139,8 @@ def open_manifest(folder: Path, *, restart: bool = False) -> Iterator[Manifest]:
         InputError: If another process has the folder, or nothing can be written there.
     """
     try:
-        file = open(folder / MANIFEST, "a+b")  # noqa: SIM115
+        # Without a buffer, or else closing it would fail once more where a line could not be written.
+        file = open(folder / MANIFEST, "a+b", buffering=0)  # noqa: SIM115
     except OSError as error:
         raise InputError(f"--output {folder}: nothing can be written in it ({reason(error)})") from error
     with file:
@@ -154,7 +156,7 @@ def open_manifest(folder: Path, *, restart: bool = False) -> Iterator[Manifest]:
         yield Manifest(folder, file)
 
 
-def _locked(file: BinaryIO) -> bool:
+def _locked(file: FileIO) -> bool:
     """Lock a file until it is closed or the process ends, however; return False if another has it locked.
 
     Where the system or the file system has no locks, it is taken for granted.
@@ -172,7 +174,7 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
-def _locked_on_windows(file: BinaryIO) -> bool:
+def _locked_on_windows(file: FileIO) -> bool:
     import msvcrt
 
     file.seek(_FAR)  # far behind the content, which others may still read

@@ -196,22 +196,6 @@ def _read_tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
     return np.moveaxis(array, 0, 2) if pages else array.reshape(found)
 
 
-@contextmanager
-def _refused_complaints() -> Iterator[None]:
-    """Raise what tifffile only logs, such as pages that are missing at the end of a truncated file."""
-    logger = logging.getLogger("tifffile")
-    if not any(isinstance(handler, _Taker) for handler in logger.handlers):
-        logger.addHandler(_Taker(logging.ERROR))
-    complaints: list[str] = []
-    _OWN.complaints = complaints
-    try:
-        yield
-    finally:
-        _OWN.complaints = None
-    if complaints:
-        raise ValueError("; ".join(complaints))
-
-
 class _Taker(logging.Handler):
     """Takes down what is logged in a thread that wants to know."""
 
@@ -220,3 +204,20 @@ class _Taker(logging.Handler):
         complaints = getattr(_OWN, "complaints", None)
         if complaints is not None:
             complaints.append(record.getMessage())
+
+
+_TAKER = _Taker(logging.ERROR)
+
+
+@contextmanager
+def _refused_complaints() -> Iterator[None]:
+    """Raise what tifffile only logs, such as pages that are missing at the end of a truncated file."""
+    logging.getLogger("tifffile").addHandler(_TAKER)  # once, however often
+    complaints: list[str] = []
+    _OWN.complaints = complaints
+    try:
+        yield
+    finally:
+        _OWN.complaints = None
+    if complaints:
+        raise ValueError("; ".join(complaints))

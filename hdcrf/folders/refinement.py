@@ -132,7 +132,7 @@ class Refinement:
             return Result(pair, entry)
         notes: list[str] = []
         output = self._output(pair.stem)
-        with _failures(pair, notes) as failures:
+        with _failures(pair, notes, entry) as failures:
             from PIL import Image
 
             with Image.open(output) as image:
