@@ -20,7 +20,7 @@ from hdcrf.command_batch_results import (
     print_notes,
     summary,
 )
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, print_failures
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
     DEVICE,
@@ -39,7 +39,7 @@ from hdcrf.command_running import (
     progress_bar,
 )
 from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, check_outputs, reason, whole_files
+from hdcrf.files import InputError, check_outputs, many, reason, whole_files
 from hdcrf.folders.manifest import Entry, Manifest, open_manifest
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
@@ -152,8 +152,18 @@ def batch(
 
             in_order = [results[pair.stem] for pair in pairs]
             print_notes(in_order, note)
-            entries = [result.entry for result in in_order if result.entry is not None]
-            outcomes = [_outcome(result, manifest) for result in in_order if result.entry is not None]
+            done = [(result, result.entry) for result in in_order if result.entry is not None]
+            entries = [entry for _, entry in done]
+            outcomes = [
+                Outcome(
+                    result.pair,
+                    manifest.output(entry.stem),
+                    entry.changed / max(1, entry.known),
+                    result.before,
+                    result.after,
+                )
+                for result, entry in done
+            ]
             failures = [
                 Failure(result.pair.stem, result.failure) for result in in_order if result.failure is not None
             ]
@@ -169,6 +179,7 @@ def batch(
             new = len(entries) - len(kept)
             lines = [f"output: {output} ({many(len(entries), 'image')}, {new} refined and {len(kept)} kept)"]
             if new:
+                # To score those that are kept takes time, too.
                 rate = "" if kept and ground_truth is not None else f", {new / seconds:.3g} images a second"
                 lines.append(
                     f"{seconds:.1f} s{rate}, by {many(workers, 'worker')} on {many(threads, 'thread')} each"
@@ -297,13 +308,6 @@ def _explained(context: click.Context, kept: Collection[str], total: int) -> Ite
         if error.errno == errno.EPIPE:
             raise
         raise click.ClickException(f"cannot write the results: {reason(error)}; {finished()}") from error
-
-
-def _outcome(result: Result, manifest: Manifest) -> Outcome:
-    if result.entry is None:
-        raise RuntimeError("it failed")
-    changed = result.entry.changed / max(1, result.entry.known)
-    return Outcome(result.pair, manifest.output(result.pair.stem), changed, result.before, result.after)
 
 
 def _said(model: Mapping[str, Any], compatibility: Path | str | list[Any]) -> dict[str, str]:

@@ -8,10 +8,11 @@ import click
 
 from hdcrf.command_failures import as_print_failure
 from hdcrf.command_options import is_given
+from hdcrf.files import many
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair
 
-__all__ = ["IGNORE", "UNKNOWN", "check_png_options", "many", "print_failures", "unseen_label"]
+__all__ = ["IGNORE", "UNKNOWN", "check_png_options", "print_failures", "unseen_label"]
 
 IGNORE = click.option(
     "--ignore",
@@ -69,8 +70,3 @@ def print_failures(failures: Sequence[Failure], total: int) -> None:
             click.echo(f"{len(failures)} of {many(total, 'image')} failed:", err=True)
         for failure in failures:
             click.echo(f"  {failure.stem}: {failure.message}", err=True)
-
-
-def many(count: int, noun: str) -> str:
-    """Return how many there are of something."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import time
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 import hdcrf
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, many, print_failures, unseen_label
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, print_failures, unseen_label
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
     PATH,
@@ -39,14 +38,14 @@ from hdcrf.command_running import (
     write_all,
 )
 from hdcrf.command_tune_results import Row, effort, gain, table, warning
-from hdcrf.files import InputError, Note, check_outputs, import_extra, natural_order
+from hdcrf.files import InputError, Note, check_outputs, import_extra, many, natural_order
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair, find_pairs
 from hdcrf.folders.scores import LabelScores
 from hdcrf.folders.settings import Settings
 from hdcrf.params_file import write_params
 from hdcrf.tuning.descent import descend
-from hdcrf.tuning.examples import Example, Examples, divide, shuffled
+from hdcrf.tuning.examples import Example, Examples, content_digest, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, Objective
 from hdcrf.tuning.reading import Reader
 from hdcrf.tuning.search import Budget, search
@@ -169,10 +168,8 @@ def tune(
     arguments = layer_arguments(compatibility=compatibility, **model)
     start = {name: float(arguments.pop(name)) for name in DEFAULTS}
     settings = Settings(arguments, gt_prob, unknown)
-    drawn = shuffled(
-        [pair for pair in find_pairs(images, predictions, ground_truth, note=note) if pair.truth is not None],
-        seed,
-    )
+    found_pairs = find_pairs(images, predictions, ground_truth, note=note)
+    drawn = shuffled((pair for pair in found_pairs if pair.truth is not None), seed)
     check_png_options(context, drawn)
     if max_images is not None and len(drawn) > max_images:
         note(f"--max-images: {max_images} of {len(drawn)} labelled images are used")
@@ -184,7 +181,10 @@ def tune(
     before, failures = _read_all(drawn, objective, reader, note, quiet)
     pairs = [pair for pair in drawn if pair.stem in before]
     trained, held = divide(pairs, hold_back)
-    unrefined = Row("unrefined", *(_merged(before, part) for part in (trained, held)))
+    unrefined = Row(
+        "unrefined",
+        *(LabelScores.merged(before[pair.stem] for pair in part) for part in (trained, held)),
+    )
     _check_labelled(unrefined)
 
     if trials is None and seconds is None:
@@ -300,10 +300,6 @@ def _check_labelled(row: Row) -> None:
             )
 
 
-def _merged(scores: Mapping[str, LabelScores], pairs: Sequence[Pair]) -> LabelScores:
-    return LabelScores.merged(scores[pair.stem] for pair in pairs)
-
-
 @contextmanager
 def _bar(budget: Budget, quiet: bool) -> Iterator[Callable[[int, float], object] | None]:
     """Show a bar of the trials, or of the time where any number of them is allowed."""
@@ -334,14 +330,9 @@ def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
 
 
 def _fingerprint(pairs: Sequence[Pair], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what trials depend on: the content of the examples' files, in whichever order, and options."""
-    digest = hashlib.sha256()
-    for pair in sorted(pairs, key=lambda pair: pair.stem):
-        for path in (pair.image, pair.prediction, pair.truth):
-            if path is not None:
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    """Return what trials depend on: the content of the examples' files, and options."""
     options = {f"--{name.replace('_', '-')}": value for name, value in said.items()}
-    return {"images": digest.hexdigest(), **options, "version of hdcrf": hdcrf.__version__}
+    return {"images": content_digest(pairs), **options, "version of hdcrf": hdcrf.__version__}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hdcrf.command_folders import many
+from hdcrf.files import many
 from hdcrf.folders.scores import LabelScores
 from hdcrf.tuning.search import Found
 

@@ -24,6 +24,7 @@ __all__ = [
     "check_outputs",
     "ignore",
     "import_extra",
+    "many",
     "natural_order",
     "reason",
     "whole_files",
@@ -47,6 +48,11 @@ class NotPutBackError(OSError):
 def reason(error: BaseException) -> str:
     """Return what an error says, or its kind if it says nothing."""
     return str(error) or type(error).__name__
+
+
+def many(count: int, noun: str) -> str:
+    """Return how many there are of something."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def import_extra(module: str, purpose: str, extra: str, *, package: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ class TestObjective:
         example = objective.examples[pair]
         example.truth[:5] = 255
         objective = Objective(objective.examples, {}, CPU, ignore)
-        assert bool((objective.targets(example)[:5] == -1).all())
+        assert bool((objective.targets(example)[torch.from_numpy(example.truth == ignored)] == -1).all())
         counted = example.truth != ignored
         assert objective.unrefined(example).confusion.sum() + objective.unrefined(
             example
@@ -185,6 +186,18 @@ class TestDescent:
         assert found.score == objective.total(pairs, found.parameters).mean_iou
         assert [epoch for epoch, _ in seen] == [2, 3, 4]
         assert found.score == seen[-1][1] == max(score for _, score in seen)
+
+    def test_later_epochs_may_be_worse(self, monkeypatch):
+        objective, pairs = objective_of("both", 1)
+        tried, scores = [], [0.5, 0.7, 0.3, 0.6]
+
+        def total(_, parameters):
+            tried.append(parameters)
+            return SimpleNamespace(mean_iou=scores[len(tried) - 1])
+
+        monkeypatch.setattr(objective, "total", total)
+        found = self.descend(objective, pairs, 4)
+        assert (found.parameters, found.score, found.number, found.trials) == (tried[1], 0.7, 2, 4)
 
     def test_stays_in_range(self, monkeypatch):
         monkeypatch.setattr("hdcrf.tuning.descent._RATE", 5.0)

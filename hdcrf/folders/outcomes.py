@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hdcrf.folders.pairs import Pair
 from hdcrf.folders.scores import LabelScores
-
-if TYPE_CHECKING:
-    from hdcrf.folders.pairs import Pair
 
 __all__ = ["Failure", "Outcome", "total_scores"]
 
@@ -22,7 +19,7 @@ class Outcome:
     Attributes:
         pair: The files.
         output: Where the refined labels are.
-        changed: The share of the pixels whose label changed.
+        changed: The share of the pixels with a label before whose label changed.
         before: The scores of the prediction; None without ground truth.
         after: Those of the refined labels.
     """

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hdcrf.files import InputError, Note, natural_order
+from hdcrf.files import InputError, Note, many, natural_order
 
-__all__ = ["PREDICTION_SUFFIXES", "Pair", "check_folder", "find_pairs"]
+__all__ = ["Pair", "find_pairs"]
 
-PREDICTION_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
+_PREDICTION_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
 _TRUTH_SUFFIXES = (".png", ".npy")
 _SHOWN = 3
 
@@ -57,7 +57,7 @@ def find_pairs(
     folders = {"images": images, "predictions": predictions, "ground truth": truths}
     _check_different(folders)
     of_images = _stems("images", images, _picture_suffixes())
-    of_predictions = _stems("predictions", predictions, PREDICTION_SUFFIXES)
+    of_predictions = _stems("predictions", predictions, _PREDICTION_SUFFIXES)
     of_truths = {} if truths is None else _stems("ground truth", truths, _TRUTH_SUFFIXES)
     stems = sorted(of_images.keys() & of_predictions.keys(), key=natural_order)
     if not stems:
@@ -73,12 +73,7 @@ def find_pairs(
     return [Pair(stem, of_images[stem], of_predictions[stem], of_truths.get(stem)) for stem in stems]
 
 
-def check_folder(role: str, folder: Path) -> None:
-    """Check that there is a folder.
-
-    Raises:
-        InputError: If not.
-    """
+def _check_folder(role: str, folder: Path) -> None:
     if not os.path.exists(folder):
         raise InputError(f"{role} {folder} does not exist; check the path")
     if not os.path.isdir(folder):
@@ -90,7 +85,7 @@ def _check_different(folders: dict[str, Path | None]) -> None:
     for role, folder in folders.items():
         if folder is None:
             continue
-        check_folder(role, folder)
+        _check_folder(role, folder)
         other = places.setdefault(os.path.realpath(folder), role)
         if other != role:
             raise InputError(
@@ -133,7 +128,7 @@ def _stems(role: str, folder: Path, suffixes: Collection[str]) -> dict[str, Path
 
 def _what_instead(suffixes: Collection[str], others: set[str], folders: list[str]) -> str:
     """Say what a folder holds in place of the files that it should."""
-    wanted = "pictures" if len(suffixes) > len(PREDICTION_SUFFIXES) else " or ".join(suffixes) + " files"
+    wanted = "pictures" if len(suffixes) > len(_PREDICTION_SUFFIXES) else " or ".join(suffixes) + " files"
     if others:
         jpeg = "; JPEG blurs labels, save them as PNG" if others & {".jpg", ".jpeg"} else ""
         return f"holds no {wanted}, only: {', '.join(sorted(others)[:6])}{jpeg}"
@@ -164,7 +159,7 @@ def _note_of_single(
         case = _case_advice(single, set(there) - set(here))
         one = len(single) == 1
         note(
-            f"{len(single)} {role}{'' if one else 's'} {'has' if one else 'have'} no {partner}{case} and "
+            f"{many(len(single), role)} {'has' if one else 'have'} no {partner}{case} and "
             f"{'is' if one else 'are'} left out: {_examples(single)}"
         )
 

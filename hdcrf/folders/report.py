@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import hdcrf
 from hdcrf import image_files, pictures
-from hdcrf.files import InputError, ignore
+from hdcrf.files import InputError, ignore, many
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.folders.scores import LabelScores
@@ -28,6 +28,7 @@ from hdcrf.folders.tables import Triple, class_rows, plain, summary_rows
 __all__ = ["write_report"]
 
 _MOST_LABELS = 40  # with bars of their own
+_MOST_CARDS = 24  # with pictures
 _SIDE = 480  # pixels, the longer one of a picture
 _PALETTE = 4096  # colours, after which those of labels repeat
 _NONE = -1
@@ -45,8 +46,6 @@ def write_report(
     settings: Mapping[str, str],
     title: str,
     unknown: Collection[int] = (),
-    shown: int = 24,
-    progress: Callable[[int], object] | None = None,
 ) -> str:
     """Write a page of HTML that needs no other file and fetches nothing.
 
@@ -60,18 +59,12 @@ def write_report(
         settings: What they were refined with, by name.
         title: Of the page.
         unknown: Values in predictions that say nothing.
-        shown: How many images have pictures, at most.
-        progress: Called with how many of these are done.
 
     Returns:
         What the page holds, in a few words.
     """
-    changed_most = sorted(range(len(outcomes)), key=lambda index: -outcomes[index].changed)[:shown]
-    cards = []
-    for done, index in enumerate(changed_most, 1):
-        cards.append({"row": index, **_card(outcomes[index], unknown)})
-        if progress is not None:
-            progress(done)
+    changed_most = sorted(range(len(outcomes)), key=lambda index: -outcomes[index].changed)[:_MOST_CARDS]
+    cards = [{"row": index, **_card(outcomes[index], unknown)} for index in changed_most]
     total = total_scores(outcomes)
     data = {
         "title": title,
@@ -86,7 +79,7 @@ def write_report(
         "differences": ["#" + bytes(colour).hex() for colour in _DIFFERENCES],
     }
     file.write(_page(title, data))
-    return f"{len(outcomes)} image{'' if len(outcomes) == 1 else 's'}, {len(cards)} with pictures"
+    return f"{many(len(outcomes), 'image')}, {len(cards)} with pictures"
 
 
 def _page(title: str, data: object) -> bytes:

@@ -14,7 +14,7 @@ from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair
 from hdcrf.folders.predictions import Prediction
 
-__all__ = ["Example", "Examples", "divide", "shuffled"]
+__all__ = ["Example", "Examples", "content_digest", "divide", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,16 @@ class Examples:
             if progress is not None:
                 progress(done)
         return failures
+
+
+def content_digest(pairs: Iterable[Pair]) -> str:
+    """Return what tells the content of examples' files apart, in whichever order these are."""
+    digest = hashlib.sha256()
+    for pair in sorted(pairs, key=lambda pair: pair.stem):
+        for path in (pair.image, pair.prediction, pair.truth):
+            if path is not None:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def shuffled(pairs: Iterable[Pair], seed: int) -> list[Pair]:
