@@ -37,9 +37,10 @@ from hdcrf.command_running import (
     note_taker,
     print_results,
     progress_bar,
+    write_files,
 )
 from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, check_outputs, many, reason, whole_files
+from hdcrf.files import InputError, check_outputs, many, reason
 from hdcrf.folders.manifest import Entry, Manifest, open_manifest
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
@@ -132,7 +133,8 @@ def batch(
     with _folder(output, folders):
         check_outputs(outputs, model_files(compatibility))
     with open_manifest(output, restart=restart) as manifest:
-        kept = {pair.stem: entry for pair in pairs if (entry := manifest.kept(pair, settings.digest))}
+        digest = settings.digest
+        kept = {pair.stem: entry for pair in pairs if (entry := manifest.kept(pair, digest))}
         with _explained(context, kept, len(pairs)) as results:
             memory = memory_of(place)
             refinement = Refinement(
@@ -152,18 +154,8 @@ def batch(
 
             in_order = [results[pair.stem] for pair in pairs]
             print_notes(in_order, note)
-            done = [(result, result.entry) for result in in_order if result.entry is not None]
-            entries = [entry for _, entry in done]
-            outcomes = [
-                Outcome(
-                    result.pair,
-                    manifest.output(entry.stem),
-                    entry.changed / max(1, entry.known),
-                    result.before,
-                    result.after,
-                )
-                for result, entry in done
-            ]
+            entries = [result.entry for result in in_order if result.entry is not None]
+            outcomes = _outcomes(in_order, manifest)
             failures = [
                 Failure(result.pair.stem, result.failure) for result in in_order if result.failure is not None
             ]
@@ -171,11 +163,7 @@ def batch(
                 total = total_scores(outcomes)
             said = _said(model, compatibility)
             writers = output_writers(outputs, outcomes, failures, total, said, unknown, output)
-            with whole_files([path for path, _ in outputs.values()]) as files:
-                contents = [
-                    writers[name](file, path)
-                    for (name, (path, _)), file in zip(outputs.items(), files, strict=True)
-                ]
+            contents = write_files(outputs, writers)
             new = len(entries) - len(kept)
             lines = [f"output: {output} ({many(len(entries), 'image')}, {new} refined and {len(kept)} kept)"]
             if new:
@@ -308,6 +296,21 @@ def _explained(context: click.Context, kept: Collection[str], total: int) -> Ite
         if error.errno == errno.EPIPE:
             raise
         raise click.ClickException(f"cannot write the results: {reason(error)}; {finished()}") from error
+
+
+def _outcomes(results: Sequence[Result], manifest: Manifest) -> list[Outcome]:
+    """Return what became of the images that are finished."""
+    return [
+        Outcome(
+            result.pair,
+            manifest.output(entry.stem),
+            entry.changed / max(1, entry.known),
+            result.before,
+            result.after,
+        )
+        for result in results
+        if (entry := result.entry) is not None
+    ]
 
 
 def _said(model: Mapping[str, Any], compatibility: Path | str | list[Any]) -> dict[str, str]:

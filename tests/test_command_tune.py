@@ -126,7 +126,15 @@ class TestResult:
 
     def test_other_options_of_the_model_are_kept(self):
         np.save("costs.npy", 2 * (1 - np.eye(LABELS)))
-        options = ("--filter-method", "voxel", "--include-self", "--tolerance", 0.01)
+        options = (
+            "--filter-method",
+            "voxel",
+            "--include-self",
+            "--tolerance",
+            0.01,
+            "--backend",
+            "reference",
+        )
         tune.succeed(*ARGUMENTS, *FEW, *options, "--compatibility", "costs.npy")
         params = read_params("params.toml")
         rest = {name: value for name, value in params.items() if name not in DEFAULTS}
@@ -199,6 +207,24 @@ class TestResult:
         stdout = tune.succeed(*ARGUMENTS, *FEW).stdout
         monkeypatch.setattr(command_tune, "_SHARE_OF_MEMORY", 0)
         assert scores_of(tune.succeed(*ARGUMENTS, *FEW).stdout) == scores_of(stdout)
+
+    def test_notes_of_files_are_said_once(self, monkeypatch):
+        """Also where files are read again in each trial; ten of them, and how many more there are."""
+        for index in range(COUNT):
+            np.save(f"predictions/{index}.npy", np.load(f"predictions/{index}.npy").astype(np.float16))
+            Image.open(f"images/{index}.png").convert("L").save(f"images/{index}.png")
+        monkeypatch.setattr(command_tune, "_SHARE_OF_MEMORY", 0)
+        *notes, last = tune.succeed(*ARGUMENTS, *FEW).stderr.splitlines()
+        assert len(set(notes)) == len(notes) == 10
+        assert {note.split(": ")[2] for note in notes} == {
+            "grey repeated in three channels",
+            "float16 converted to float32",
+        }
+        assert last == "Note: and 2 more of the kind"
+
+    def test_images_too_large_for_the_memory(self, monkeypatch):
+        monkeypatch.setattr(command_tune, "memory_of", lambda device: 470 * 500)
+        assert "more than the 0.0005 that can be handled" in tune.refuse(*ARGUMENTS, *FEW)
 
     def test_time_alone_is_a_budget(self):
         stdout = tune.succeed(*ARGUMENTS, "--time", 0.5, "--iterations", 1).stdout
