@@ -86,6 +86,11 @@ def check_probabilities(
         if array.ndim == count + 1 and array.shape[1:] == given:
             order = ", ".join(map(str, (*range(1, count + 1), 0)))
             advice = f"the labels come first here: save p.transpose({order})"
+        elif count == 2 and array.ndim == 3 and array.shape[1::-1] == given:
+            advice = (
+                f"rows and columns are swapped; {owner}s are turned upright as their orientation tags say: "
+                "predict on them as they are then"
+            )
         raise InputError(
             f"{name} must have shape ({axes}, K) = ({', '.join(map(str, given))}, K) to match the "
             f"{owner}, got {array.shape}; {advice}"

@@ -44,6 +44,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _COLOUR_FORMATS = ("RGB", "L", "1", "P")
 _TRANSPARENT_FORMATS = ("RGBA", "LA", "PA", "RGBa", "La")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0..255
+_TURNED = ", and upright, as photos are turned where their orientation tags say so"
 _limit_lock = threading.Lock()
 _unlimited = 0  # how many threads are reading without Pillow's limit
 _limit: int | None = None  # which it was
@@ -165,6 +166,7 @@ def read_label_picture(
             raise InputError(
                 f"{role} {path} is {image.size[0]} x {image.size[1]} pixels, but the photo is "
                 f"{shape[1]} x {shape[0]}; save it in the photo's size"
+                + (_TURNED if image.size == shape else "")
             )
         tiles = getattr(image, "tile", None)
         steps[0] = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1

@@ -38,6 +38,13 @@ def read(notes):
     )
 
 
+def write_one_by_one(path, pages):
+    """Write a TIFF file whose pages say nothing of each other."""
+    with tifffile.TiffWriter(path) as writer:
+        for page in pages:
+            writer.write(page, contiguous=False)
+
+
 def stripes(*values):
     """Return labels (H, W) in columns of those values."""
     return np.array(values)[np.arange(SHAPE[1]) * len(values) // SHAPE[1]] + np.zeros((SHAPE[0], 1), int)
@@ -153,12 +160,14 @@ class TestProbabilities:
         self.check(read(tmp_path / "a.npy"), half.astype(np.float32))
         assert "float16 converted to float32" in notes[0]
 
-    @pytest.mark.parametrize("layout", ["pages", "one page", "planes", "by another program"])
+    @pytest.mark.parametrize("layout", ["pages", "one page", "planes", "by another program", "one by one"])
     def test_tiff(self, layout, read, tmp_path, probabilities, notes):
         path, first = tmp_path / "a.tif", np.ascontiguousarray(probabilities.transpose(2, 0, 1))
         if layout == "by another program":
             pages = [Image.fromarray(page) for page in first]
             pages[0].save(path, save_all=True, append_images=pages[1:])
+        elif layout == "one by one":
+            write_one_by_one(path, first)
         else:
             array = probabilities if layout == "one page" else first
             planar = {"one page": "contig", "planes": "separate"}.get(layout)
@@ -215,13 +224,36 @@ class TestProbabilities:
         with pytest.raises(InputError, match="must have a page of 24 rows and 36 columns for each label"):
             read(tmp_path / "a.tif")
 
+    @pytest.mark.parametrize("lacking", ["imagecodecs", "compression"])
+    def test_tiff_whose_decoder_is_missing(self, lacking, read, tmp_path, probabilities, monkeypatch):
+        """What tifffile raises then depends on the compression."""
+
+        def decode(_):
+            raise (ModuleNotFoundError if lacking == "compression" else ValueError)(f"no module {lacking}")
+
+        monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", decode)
+        tifffile.imwrite(tmp_path / "a.tif", probabilities.transpose(2, 0, 1), photometric="minisblack")
+        with pytest.raises(InputError, match=r"pip install imagecodecs, or save it without compression"):
+            read(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize("suffix", ["npy", "png"])
+    def test_rows_and_columns_swapped(self, suffix, read, tmp_path, probabilities):
+        """As they are of a network that did not turn the photo upright."""
+        turned = probabilities.transpose(1, 0, 2)
+        np.save(tmp_path / "a.npy", turned)
+        Image.fromarray(turned.argmax(2).astype(np.uint8)).save(tmp_path / "a.png")
+        with pytest.raises(InputError, match="upright"):
+            read(tmp_path / f"a.{suffix}")
+
     @pytest.mark.parametrize("share", [0, 0.05, 0.2, 0.5, 0.6, 0.9])  # Pillow: at the end of a page, in one
-    @pytest.mark.parametrize("program", ["pillow", "tifffile"])
+    @pytest.mark.parametrize("program", ["pillow", "tifffile", "one by one"])
     def test_truncated_tiff(self, share, program, read, tmp_path, probabilities):
         """A file that ends before its last pages is not taken for one of fewer labels."""
         pages = [Image.fromarray(page) for page in np.ascontiguousarray(probabilities.transpose(2, 0, 1))]
         if program == "pillow":
             pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+        elif program == "one by one":
+            write_one_by_one(tmp_path / "a.tif", map(np.asarray, pages))
         else:
             tifffile.imwrite(tmp_path / "a.tif", np.stack(pages), photometric="minisblack")
         content = (tmp_path / "a.tif").read_bytes()

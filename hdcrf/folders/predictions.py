@@ -171,21 +171,27 @@ def _read_tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
     tifffile = import_extra("tifffile", f"prediction {path}", "batch")
     try:
         with _refused_complaints(), tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            pages = len(series.shape) == 3 and series.shape[1:] == shape
-            found = (*series.shape[1:], series.shape[0]) if pages else tuple(series.shape)
+            series = list(file.series)
+            given = tuple(series[0].shape)
+            apart = len(series) > 1 and all(each.shape == shape for each in series)  # added one by one
+            if apart:
+                given = (len(series), *shape)
+            pages = len(given) == 3 and given[1:] == shape
+            found = (*given[1:], given[0]) if pages else given
             if len(found) == 2:
                 found = (*found, 1)
             if len(found) != 3 or found[:2] != shape:  # before it is decoded
                 raise InputError(
                     f"prediction {path} must have a page of {shape[0]} rows and {shape[1]} columns for each "
-                    f"label, or one page (H, W, K), to match the image; got {tuple(series.shape)}"
+                    f"label, or one page (H, W, K), to match the image; got {given}"
                 )
-            array: NDArray[Any] = series.asarray()
+            array: NDArray[Any] = (
+                np.stack([each.asarray() for each in series]) if apart else series[0].asarray()
+            )
     except (InputError, MemoryError):
         raise
     except Exception as error:  # what it raises on a broken file depends on how it is broken
-        if "imagecodecs" in str(error):
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):  # of a decoder
             raise InputError(
                 f"prediction {path} cannot be read: {reason(error)}; pip install imagecodecs, or save it "
                 "without compression"
