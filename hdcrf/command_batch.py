@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import Any
 
 import click
 
-import hdcrf
 from hdcrf.command_batch_results import (
     hints,
     output_writers,
     print_notes,
     summary,
 )
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, print_failures
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
     DEVICE,
@@ -126,7 +125,7 @@ def batch(
     note = note_taker(quiet)
     _check_scored(ground_truth, ignore, scores)
     pairs = find_pairs(images, predictions, ground_truth, note=note)
-    check_png_options(context, pairs)
+    check_predictions(context, pairs)
     outputs = _named_outputs(scores, report)
     settings = Settings(layer_arguments(compatibility=compatibility, **model), gt_prob, unknown)
     folders = {"images": images, "predictions": predictions, "ground truth": ground_truth}
@@ -148,8 +147,10 @@ def batch(
             cpus = os.cpu_count() or 1
             workers = min(workers or cpus, len(pairs))
             threads = threads or max(1, cpus // workers)
+            at_work = (workers, threads)
+            _score_kept(pairs, kept, refinement, at_work, results, quiet)
             began = time.perf_counter()
-            _refine_all(pairs, manifest, kept, refinement, (workers, threads), results, quiet)
+            _refine_others(pairs, manifest, kept, refinement, at_work, results, quiet)
             seconds = time.perf_counter() - began
 
             in_order = [results[pair.stem] for pair in pairs]
@@ -161,16 +162,15 @@ def batch(
             ]
             with as_input_error(f"ground truth {ground_truth}: "):
                 total = total_scores(outcomes)
-            said = _said(model, compatibility)
+            said = _said({**model, "compatibility": compatibility}, gt_prob, unknown, pairs)
             writers = output_writers(outputs, outcomes, failures, total, said, unknown, output)
             contents = write_files(outputs, writers)
             new = len(entries) - len(kept)
             lines = [f"output: {output} ({many(len(entries), 'image')}, {new} refined and {len(kept)} kept)"]
             if new:
-                # To score those that are kept takes time, too.
-                rate = "" if kept and ground_truth is not None else f", {new / seconds:.3g} images a second"
                 lines.append(
-                    f"{seconds:.1f} s{rate}, by {many(workers, 'worker')} on {many(threads, 'thread')} each"
+                    f"{seconds:.1f} s, {new / seconds:.3g} images a second, by {many(workers, 'worker')} on "
+                    f"{many(threads, 'thread')} each"
                 )
             lines += summary(entries, total)
             print_results(
@@ -185,42 +185,77 @@ def batch(
         context.exit(1)
 
 
-def _refine_all(
+def _score_kept(
     pairs: Sequence[Pair],
-    manifest: Manifest,
     kept: Mapping[str, Entry],
     refinement: Refinement,
     at_work: tuple[int, int],
     results: dict[str, Result],
     quiet: bool,
 ) -> None:
-    """Refine the pairs, and record each that is finished; score those that are kept.
+    """Score the pairs that need not be done again, where there is ground truth.
 
     Args:
         pairs: All of them.
-        manifest: The record.
-        kept: Those of the record that need not be done again.
-        refinement: What does it.
+        kept: Those, from the record.
+        refinement: What scores them.
         at_work: How many workers, and the threads of each.
         results: Gets the results, by their stems.
         quiet: Whether to show no progress.
     """
-    tasks = [
-        partial(refinement.score, pair, kept[pair.stem])
-        if pair.stem in kept
-        else partial(refinement.refine, pair)
-        for pair in pairs
-    ]
-    with progress_bar(len(tasks), "Images", quiet, unit="images") as progress:
+    of_kept = [pair for pair in pairs if pair.stem in kept]
+    results |= {pair.stem: Result(pair, kept[pair.stem]) for pair in of_kept}
+    tasks = [partial(refinement.score, pair, kept[pair.stem]) for pair in of_kept if pair.truth is not None]
+    _run(
+        tasks, "Scores", refinement, at_work, lambda result: results.update({result.pair.stem: result}), quiet
+    )
 
-        def finish(result: Result) -> None:
-            if result.entry is not None and result.pair.stem not in kept:
-                manifest.add(result.entry)
-            results[result.pair.stem] = result
+
+def _refine_others(
+    pairs: Sequence[Pair],
+    manifest: Manifest,
+    kept: Collection[str],
+    refinement: Refinement,
+    at_work: tuple[int, int],
+    results: dict[str, Result],
+    quiet: bool,
+) -> None:
+    """Refine the other pairs, and record each that is finished.
+
+    They are by themselves, so that the rate and the time left are those of refining.
+    """
+
+    def finish(result: Result) -> None:
+        if result.entry is not None:
+            manifest.add(result.entry)
+        results[result.pair.stem] = result
+
+    tasks = [partial(refinement.refine, pair) for pair in pairs if pair.stem not in kept]
+    _run(tasks, "Images", refinement, at_work, finish, quiet)
+
+
+def _run(
+    tasks: Sequence[Callable[[], Result]],
+    label: str,
+    refinement: Refinement,
+    at_work: tuple[int, int],
+    finish: Callable[[Result], object],
+    quiet: bool,
+) -> None:
+    """Do tasks in threads, and show a bar."""
+    if not tasks:
+        return
+    done = 0
+    with progress_bar(len(tasks), label, quiet, unit="images") as progress:
+
+        def count(result: Result) -> None:
+            nonlocal done
+            finish(result)
+            done += 1
             if progress is not None:
-                progress(len(results))
+                progress(done)
 
-        run_in_threads(tasks, *at_work, finish, refinement.stop)
+        run_in_threads(tasks, *at_work, count, refinement.stop)
 
 
 def _check_scored(ground_truth: Path | None, ignore: int | None, scores: tuple[Path, ...]) -> None:
@@ -313,7 +348,11 @@ def _outcomes(results: Sequence[Result], manifest: Manifest) -> list[Outcome]:
     ]
 
 
-def _said(model: Mapping[str, Any], compatibility: Path | str | list[Any]) -> dict[str, str]:
-    """Return the options of the model as a page shows them."""
-    said = {**model, "compatibility": compatibility, "version": hdcrf.__version__}
+def _said(
+    model: Mapping[str, Any], gt_prob: float, unknown: Sequence[int], pairs: Sequence[Pair]
+) -> dict[str, str]:
+    """Return the options that the results depend on as a page shows them."""
+    said = dict(model)
+    if has_png(pairs):
+        said |= {"gt_prob": gt_prob, "unknown": ", ".join(map(str, unknown)) or None}
     return {name.replace("_", " "): str(value) for name, value in said.items() if value is not None}

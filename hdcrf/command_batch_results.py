@@ -74,7 +74,7 @@ def summary(entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | N
         lines.append(
             f"{changed / known:.1%} of the {'labelled ' * (pixels > known)}pixels changed their label"
         )
-    if total is not None:
+    if total is not None and len(total[0].pixels):
         lines += ["", scores_table(*total)]
     return lines
 
@@ -94,7 +94,9 @@ def hints(
             f"Hint: {single} of {many(len(several), 'result')} are a single label: the others were "
             f"outvoted. {PHOTO.causes(trust)}"
         )
-    if total is not None and ignore is None:
+    if total is not None and not any(total[0].pixels.values()):
+        lines.append("Hint: no pixel of the ground truth counts, so that nothing is scored; see --ignore")
+    elif total is not None and ignore is None:
         offered = {
             int(value)
             for scores in total

@@ -8,11 +8,11 @@ import click
 
 from hdcrf.command_failures import as_print_failure
 from hdcrf.command_options import is_given
-from hdcrf.files import many
+from hdcrf.files import import_extra, many
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair
 
-__all__ = ["IGNORE", "UNKNOWN", "check_png_options", "print_failures", "unseen_label"]
+__all__ = ["IGNORE", "UNKNOWN", "check_predictions", "has_png", "print_failures", "unseen_label"]
 
 IGNORE = click.option(
     "--ignore",
@@ -31,13 +31,22 @@ UNKNOWN = click.option(
 )
 
 
-def check_png_options(context: click.Context, pairs: Sequence[Pair]) -> None:
-    """Check that what is said on labels in PNG comes with some.
+def has_png(pairs: Sequence[Pair]) -> bool:
+    """Return whether some predictions are labels in PNG."""
+    return any(pair.prediction.suffix.lower() == ".png" for pair in pairs)
+
+
+def check_predictions(context: click.Context, pairs: Sequence[Pair]) -> None:
+    """Check that what is said on labels in PNG comes with some, and that TIFF files can be read.
 
     Raises:
-        click.UsageError: If not.
+        click.UsageError: If there is no PNG.
+        InputError: If tifffile is missing.
     """
-    if any(pair.prediction.suffix.lower() == ".png" for pair in pairs):
+    tiff = [pair.prediction for pair in pairs if pair.prediction.suffix.lower() in (".tif", ".tiff")]
+    if tiff:
+        import_extra("tifffile", f"prediction {tiff[0]}", "batch")
+    if has_png(pairs):
         return
     for name in ("unknown", "gt_prob"):
         if is_given(context, name):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import hdcrf
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_png_options, print_failures, unseen_label
+from hdcrf.command_folders import IGNORE, UNKNOWN, check_predictions, print_failures, unseen_label
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
     PATH,
@@ -170,7 +170,7 @@ def tune(
     settings = Settings(arguments, gt_prob, unknown)
     found_pairs = find_pairs(images, predictions, ground_truth, note=note)
     drawn = shuffled((pair for pair in found_pairs if pair.truth is not None), seed)
-    check_png_options(context, drawn)
+    check_predictions(context, drawn)
     if max_images is not None and len(drawn) > max_images:
         note(f"--max-images: {max_images} of {len(drawn)} labelled images are used")
         drawn = drawn[:max_images]

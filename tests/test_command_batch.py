@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import sys
 import threading
 import time
 import warnings
@@ -23,6 +24,7 @@ from batch_folder import (
     labels,
     made_inputs,
     mode,
+    refuse,
     succeed,
     write_folders,
 )
@@ -171,6 +173,33 @@ class TestResults:
         result = succeed()
         assert result.stderr == "Note: image images/a0.png: odd (and 1 other file like it)\n"
 
+    def test_tiff_without_tifffile(self, folders, monkeypatch):
+        """It is said once, before any work."""
+        os.rename("probabilities/a3.npy", "probabilities/a3.tif")
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        assert refuse().endswith(
+            'prediction probabilities/a3.tif needs tifffile: pip install "hdcrf[batch]"\n'
+        )
+
+    def test_ground_truth_that_does_not_count(self, folders):
+        for stem in STEMS:
+            Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(f"truth/{stem}.png")
+        result = succeed("--ground-truth", "truth")
+        assert result.stderr.startswith("Hint: no pixel of the ground truth counts")
+        assert "IoU" not in result.stdout
+
+    @pytest.mark.parametrize("predictions", ["labels", "probabilities"])
+    def test_settings_in_the_report(self, predictions, folders):
+        words = ("--gt-prob", 0.6, "--unknown", 7) if predictions == "labels" else ()
+        succeed("--iterations", 3, *words, "--report", "report.html", predictions=predictions)
+        settings = dict(
+            json.loads(re.search(r'"settings": ?(\[\[.*?\]\])', Path("report.html").read_text())[1])
+        )
+        assert settings["iterations"] == "3"
+        assert "version" not in settings  # the page says it
+        expected = ("0.6", "7") if predictions == "labels" else (None, None)
+        assert (settings.get("gt prob"), settings.get("unknown")) == expected
+
 
 class TestAtWork:
     def test_workers_work_at_once(self, folders, monkeypatch):
@@ -261,10 +290,17 @@ class TestAtWork:
                 pass
 
         monkeypatch.setattr("sys.stderr", Terminal())
-        batch.main(["images", "probabilities", "-o", "out"], standalone_mode=False)
+        words = ["images", "probabilities", "-o", "out", "--ground-truth", "truth"]
+        batch.main(words[:4], standalone_mode=False)
         text = "".join(shown)
         assert "6/6" in text
         assert "images/s" in text
+        for given, expected in ((words[:4], "Images 1/1"), (words, "Scores 5/5 Images 1/1")):
+            os.remove("out/a1.png")  # the others would make the rate too high and the time left too short
+            shown.clear()
+            batch.main(given, standalone_mode=False)
+            ends = re.findall(r"(Images|Scores) .*?\] +(\d+)/(\d+)", "".join(shown))
+            assert " ".join(f"{name} {done}/{all_}" for name, done, all_ in ends if done == all_) == expected
 
 
 def test_every_option_is_documented():
