@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -36,10 +37,9 @@ from hdcrf.command_running import (
     note_taker,
     print_results,
     progress_bar,
-    write_files,
 )
 from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, check_outputs, many, reason
+from hdcrf.files import InputError, check_outputs, many, reason, whole_files
 from hdcrf.folders.manifest import Entry, Manifest, open_manifest
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
@@ -164,7 +164,12 @@ def batch(
                 total = total_scores(outcomes)
             said = _said({**model, "compatibility": compatibility}, gt_prob, unknown, pairs)
             writers = output_writers(outputs, outcomes, failures, total, said, unknown, output)
-            contents = write_files(outputs, writers)
+            # In memory first: what a kill could leave beside the files is there for a moment alone.
+            made = {name: io.BytesIO() for name in outputs}
+            contents = [writers[name](made[name], path) for name, (path, _) in outputs.items()]
+            with whole_files([path for path, _ in outputs.values()]) as files:
+                for buffer, file in zip(made.values(), files, strict=True):
+                    file.write(buffer.getbuffer())
             new = len(entries) - len(kept)
             lines = [f"output: {output} ({many(len(entries), 'image')}, {new} refined and {len(kept)} kept)"]
             if new:

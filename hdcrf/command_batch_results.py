@@ -20,6 +20,7 @@ from hdcrf.folders.tables import scores_table, write_scores_csv, write_scores_js
 __all__ = ["hints", "output_writers", "print_notes", "summary"]
 
 _NEARLY_ALL = 0.9
+_MOST_NAMED = 5
 
 
 def output_writers(
@@ -79,6 +80,15 @@ def summary(entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | N
     return lines
 
 
+def _some(labels: Collection[int]) -> str:
+    """Return which labels are meant, the first few by name."""
+    first = sorted(labels)[:_MOST_NAMED]
+    named = ", ".join(map(str, first)) + (
+        f" and {len(labels) - len(first)} more" * (len(labels) > len(first))
+    )
+    return f"label {named} is" if len(labels) == 1 else f"labels {named} are"
+
+
 def hints(
     entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | None, ignore: int | None
 ) -> list[str]:
@@ -105,4 +115,10 @@ def hints(
         }
         if (unseen := unseen_label(total[0].pixels, offered)) is not None:
             lines.append(f"Hint: {unseen}")
+    if total is not None and (gone := total[0].iou.keys() - total[1].iou.keys()):
+        lines.append(
+            f"Hint: the mean IoU before is over {many(len(total[0].iou), 'label')}, and the one after over "
+            f"{len(total[1].iou)}: {_some(gone)} not in the ground truth, and in no result any more. That is "
+            "a part of what it gained"
+        )
     return lines

@@ -36,7 +36,6 @@ __all__ = [
     "use_threads",
     "version_of",
     "write_all",
-    "write_files",
 ]
 
 _Layer = TypeVar("_Layer", bound=CRFLayer)
@@ -183,19 +182,7 @@ def write_all(
     outputs: Mapping[str, tuple[Path, object]], writers: Mapping[str, Callable[[BinaryIO, Path], str]]
 ) -> list[str]:
     """Write the outputs of a command that writes no others, all or none; return what each of them holds."""
-    with as_write_failure():
-        return write_files(outputs, writers)
-
-
-def write_files(
-    outputs: Mapping[str, tuple[Path, object]], writers: Mapping[str, Callable[[BinaryIO, Path], str]]
-) -> list[str]:
-    """Write the outputs, all or none; return what each of them holds.
-
-    Raises:
-        OSError: If they cannot be written.
-    """
-    with whole_files([path for path, _ in outputs.values()]) as files:
+    with as_write_failure(), whole_files([path for path, _ in outputs.values()]) as files:
         return [
             writers[name](file, path) for (name, (path, _)), file in zip(outputs.items(), files, strict=True)
         ]

@@ -9,6 +9,7 @@ import pytest
 from batch_folder import HEIGHT, LABELS, STEMS, WIDTH, counts, labels, made_inputs, succeed, write_folders
 from PIL import Image
 
+from hdcrf import command_batch_results
 from hdcrf.folders.scores import LabelScores, score_labels
 
 
@@ -92,6 +93,21 @@ class TestScores:
         assert [label["label"] for label in found["labels"]] == [0, 255]
         assert result.stderr == ""
 
+    def test_a_kill_while_the_page_is_made_leaves_nothing(self, folders, monkeypatch):
+        """Nothing is on the disk yet."""
+        seen = []
+        make = command_batch_results.write_report
+
+        def look(*arguments, **options):
+            seen.append(os.listdir())
+            return make(*arguments, **options)
+
+        monkeypatch.setattr(command_batch_results, "write_report", look)
+        before = set(os.listdir())
+        succeed("--ground-truth", "truth", "--report", "r.html", "--scores", "s.csv")
+        assert [set(names) - before for names in seen] == [{"out"}]
+        assert {"r.html", "s.csv"} <= set(os.listdir())
+
     def test_truth_of_some(self, folders):
         for stem in STEMS[2:]:
             os.remove(f"truth/{stem}.png")
@@ -114,3 +130,23 @@ class TestHints:
         for stem in STEMS:
             Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(f"labels/{stem}.png")
         assert "Hint" not in succeed(predictions="labels").stderr
+
+    @pytest.mark.parametrize(
+        ("stray", "expected"),
+        [([7], "label 7 is"), ([9, 8, 7, 6, 5, 4], "labels 4, 5, 6, 7, 8 and 1 more are")],
+    )
+    def test_labels_that_no_result_has_any_more(self, stray, expected, folders, inputs):
+        """They raise the mean IoU, as it is over fewer labels."""
+        for stem, (_, _, probabilities) in zip(STEMS, inputs, strict=True):
+            given = probabilities.argmax(2).astype(np.uint8)
+            given[0, : len(stray)] = stray
+            Image.fromarray(given).save(f"labels/{stem}.png")
+        words = ("--ground-truth", "truth", "--scores", "s.json")
+        result = succeed(*words, predictions="labels")
+        scores = json.loads(Path("s.json").read_text())["labels"]
+        before, after = (
+            sum(label["iou"][key] is not None for label in scores) for key in ("before", "after")
+        )
+        assert (before, after) == (LABELS + len(stray), LABELS)
+        assert f"is over {before} labels, and the one after over {after}: {expected} not in" in result.stderr
+        assert "Hint" not in succeed("--ground-truth", "truth").stderr
