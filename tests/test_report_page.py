@@ -59,6 +59,18 @@ def folder(tmp_path):
 
 
 class TestInABrowser:
+    def test_an_image_whose_truth_failed_is_one_row(self, open_page, folder):
+        first = next(iter(GAINS))
+        reason = "it cannot be read: " + 30 * "a long reason "
+        page = open_page(folder, [Failure(first, "its ground truth is damaged"), Failure("broken", reason)])
+        assert names(page) == [*GAINS, "broken"]
+        assert page.locator("#failures dt").all_inner_texts() == [first, "broken"]
+        page.get_by_role("button", name="Failed 2").click()
+        assert names(page) == [first, "broken"]
+        # A long reason does not squeeze the name's column so that its heading breaks within the word.
+        heights = page.locator("#heads th").evaluate_all("heads => heads.map(head => head.offsetHeight)")
+        assert heights[0] == min(heights)
+
     def test_everything_is_shown(self, open_page, folder):
         page = open_page(folder, [Failure("broken", "photo broken.jpg cannot be read")], title="Ünder <i>")
         assert page.title() == page.locator("h1").inner_text() == "Ünder <i>"
@@ -208,9 +220,9 @@ class TestInABrowser:
     def test_hostile_names_do_nothing(self, open_page, tmp_path):
         outcome = make_outcome(tmp_path, HOSTILE)
         outcome.output.unlink()  # a message names the path too
-        page = open_page([outcome], [Failure(HOSTILE, HOSTILE)], title=HOSTILE)
+        page = open_page([outcome], [Failure("2" + HOSTILE, HOSTILE)], title=HOSTILE)
         assert page.title() == HOSTILE
-        assert names(page) == [HOSTILE, HOSTILE]
+        assert names(page) == [HOSTILE, "2" + HOSTILE]
         assert page.locator("h1").inner_text() == page.locator(".picture h3").inner_text() == HOSTILE
         assert page.locator("#failures dd").inner_text() == HOSTILE
 
