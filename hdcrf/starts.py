@@ -1,4 +1,4 @@
-"""Where labels of voxels and points start from: an annotation whose values are labels, or probabilities."""
+"""Where labels of pixels, voxels and points start from: an annotation by its values, or probabilities."""
 
 from __future__ import annotations
 

@@ -298,6 +298,7 @@ class TestStorage:
         )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
             if Path("s.log").exists() and Path("s.log").read_bytes().count(b'"op_code":6') >= 3:
                 process.kill()
         assert process.wait(60) == -signal.SIGKILL

@@ -239,22 +239,23 @@ class TestDescent:
         assert self.descend(objective, pairs, 3).number > 1
 
 
-# Above the defaults, held back: 0.25, 0.07 and 0.10 by search for the three kinds of noise, and by descent
-# 0.25, 0.08 and 0.08. With seeds 1 to 3 for the crops, 0.02 is the least, and 0.02 above the predictions.
+# Above the defaults, held back: 0.33, 0.09 and 0.11 by search for the three kinds of noise, and by descent
+# 0.32, 0.11 and 0.12; above the predictions 0.05 is the least. With seeds 1 to 3 for the crops the least are
+# 0.055 and 0.016.
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["search", "descent"])
 @pytest.mark.parametrize("noise", NOISES)
 def test_what_is_held_back_gains(noise, method):
-    objective, pairs = objective_of(noise, 12)
+    objective, pairs = objective_of(noise)
     trained, held = divide(pairs, 0.3)
 
     def score(parameters, stop):
         return objective.mean_iou(trained, parameters, stop)
 
     if method == "search":
-        found = search(score, [DEFAULTS], Budget(60, None), seed=0)
+        found = search(score, [DEFAULTS], Budget(25, None), seed=0)
     else:
-        found = descend(objective, trained, DEFAULTS, Budget(12, None), seed=0)
+        found = descend(objective, trained, DEFAULTS, Budget(5, None), seed=0)
     before, after = (objective.total(held, each).mean_iou for each in (DEFAULTS, found.parameters))
     unrefined = LabelScores.merged(objective.unrefined(objective.examples[pair]) for pair in held).mean_iou
     assert after > before + 0.05

@@ -44,6 +44,17 @@ class TestSearch:
         assert first == second
         assert first.parameters != other.parameters
 
+    def test_every_trial_is_another(self):
+        """Those before the estimator has seen enough are drawn, each anew."""
+        tried = []
+
+        def score(parameters, stop):
+            tried.append(tuple(parameters.values()))
+            return bowl(BEST)(parameters, stop)
+
+        self.search(12, score=score)
+        assert len(set(tried)) == 12
+
     def test_starts_are_tried_whatever_the_budget(self):
         tried = []
 

@@ -119,8 +119,9 @@ def write_scores_json(
     One object with `mean_iou`, `mean_boundary_f` and `pixel_accuracy`, each an object of `before`, `after`
     and `gain`; `labels`, a list of objects with `label`, `pixels` (in the truth), `iou` and `boundary_f`;
     `images`, a list of objects with `name`, `image`, `prediction`, `output` and `truth` (paths), `changed`
-    (the share of the pixels), `mean_iou`, `mean_boundary_f` and `pixel_accuracy`; `failures`, a list of
-    objects with `name` and `message`. Scores are shares of 1, and null where there is none.
+    (the share of the pixels that had a label), `mean_iou`, `mean_boundary_f` and `pixel_accuracy`;
+    `failures`, a list of objects with `name` and `message`. Scores are shares of 1, and null where there is
+    none.
     """
     labels = [
         {"label": value, "pixels": pixels, "iou": _named(iou), "boundary_f": _named(boundary)}
