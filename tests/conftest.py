@@ -1,4 +1,4 @@
-"""Devices, seeds, the settings that every test runs under, and labelled frames for benchmarks."""
+"""Devices, seeds, the settings that every test runs under, labelled frames, and folders for `hdcrf batch`."""
 
 import importlib.util
 import os
@@ -81,4 +81,22 @@ def scene(tmp_path):
         grey = 60 + 120 * labels[..., None] + drawn.normal(0, 20, (48, 64, 3))
         image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(tmp_path / "images" / f"{frame}.png")
         image.fromarray(labels).save(tmp_path / "labels" / f"{frame}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def inputs():
+    """Small photos, their true labels, and probabilities that are often wrong."""
+    from batch_folder import made_inputs
+
+    return made_inputs()
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A working directory with images, probabilities, labels as PNG, and ground truth."""
+    from batch_folder import write_folders
+
+    monkeypatch.chdir(tmp_path)
+    write_folders()
     return tmp_path

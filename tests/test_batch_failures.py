@@ -17,20 +17,11 @@ from batch_folder import (
     invoke,
     refuse,
     succeed,
-    write_folders,
 )
 
 from hdcrf import command_batch
 from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """A working directory with images, probabilities, labels as PNG, and ground truth."""
-    monkeypatch.chdir(tmp_path)
-    write_folders()
-    return tmp_path
 
 
 class TestFailures:

@@ -18,27 +18,11 @@ from batch_folder import (
     finished,
     invoke,
     labels,
-    made_inputs,
     succeed,
-    write_folders,
 )
 
 import hdcrf
 from hdcrf.folders.manifest import MANIFEST, open_manifest
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """A working directory with images, probabilities, labels as PNG, and ground truth."""
-    monkeypatch.chdir(tmp_path)
-    write_folders()
-    return tmp_path
-
-
-@pytest.fixture
-def inputs():
-    """Photos, their true labels, and probabilities that are often wrong."""
-    return made_inputs()
 
 
 class TestResumed:

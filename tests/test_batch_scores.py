@@ -6,25 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch_folder import HEIGHT, LABELS, STEMS, WIDTH, counts, labels, made_inputs, succeed, write_folders
+from batch_folder import HEIGHT, LABELS, STEMS, WIDTH, counts, labels, succeed
 from PIL import Image
 
 from hdcrf import command_batch_results
 from hdcrf.folders.scores import LabelScores, score_labels
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """A working directory with images, probabilities, labels as PNG, and ground truth."""
-    monkeypatch.chdir(tmp_path)
-    write_folders()
-    return tmp_path
-
-
-@pytest.fixture
-def inputs():
-    """Photos, their true labels, and probabilities that are often wrong."""
-    return made_inputs()
 
 
 class TestScores:

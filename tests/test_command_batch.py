@@ -22,11 +22,9 @@ from batch_folder import (
     contents,
     counts,
     labels,
-    made_inputs,
     mode,
     refuse,
     succeed,
-    write_folders,
 )
 from PIL import Image
 
@@ -35,20 +33,6 @@ from hdcrf import command_batch, image_files
 from hdcrf.command_batch import batch
 from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """A working directory with images, probabilities, labels as PNG, and ground truth."""
-    monkeypatch.chdir(tmp_path)
-    write_folders()
-    return tmp_path
-
-
-@pytest.fixture
-def inputs():
-    """Photos, their true labels, and probabilities that are often wrong."""
-    return made_inputs()
 
 
 class TestResults:
