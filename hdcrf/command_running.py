@@ -181,7 +181,7 @@ def progress_bar(
 def write_all(
     outputs: Mapping[str, tuple[Path, object]], writers: Mapping[str, Callable[[BinaryIO, Path], str]]
 ) -> list[str]:
-    """Write the outputs of a command that writes no others, all or none; return what each of them holds."""
+    """Write the outputs, all or none; return what each of them holds."""
     with as_write_failure(), whole_files([path for path, _ in outputs.values()]) as files:
         return [
             writers[name](file, path) for (name, (path, _)), file in zip(outputs.items(), files, strict=True)

@@ -59,7 +59,7 @@ struct MeanField {
         std::vector<Buffer<T>> splat;
     };
 
-    // And what each thread keeps while it goes through its points.
+    // What iterations work in: the vertices, and what each thread keeps while it goes through its points.
     struct Workspace {
         int threads;
         std::vector<Vertices> vertices;
