@@ -29,14 +29,32 @@ _NOT_IN_FILES = ("num_labels", "learn", "output", "backend", "spacing", "voxel_s
 
 def keys_of(layer: type[CRFLayer]) -> list[str]:
     """Return the keys that a layer takes from a file."""
-    names = {**inspect.signature(layer).parameters, **Options.__annotations__}
-    return [name for name in names if name not in _NOT_IN_FILES]
+    names = [*_arguments(layer), *Options.__annotations__]
+    return [name for name in dict.fromkeys(names) if name not in _NOT_IN_FILES]
+
+
+def _arguments(layer: type[CRFLayer]) -> list[str]:
+    """Return the names of a layer's arguments; where it takes any, of what it is derived from too."""
+    names = []
+    for base in layer.__mro__:
+        if not issubclass(base, CRFLayer) or inspect.isabstract(base):
+            break
+        given = inspect.signature(base).parameters.values()
+        names += [each.name for each in given if each.kind is not each.VAR_KEYWORD]
+        if all(each.kind is not each.VAR_KEYWORD for each in given):
+            break
+    return names
 
 
 def owners_of(key: str) -> list[str]:
-    """Return the names of the layers that take a key."""
-    layers = [layer for layer in CRFLayer.registered.values() if not inspect.isabstract(layer)]
-    return sorted({layer.__name__ for layer in layers if key in keys_of(layer)})
+    """Return the names of the layers that take a key, without those that have it from one of these."""
+    layers = [layer for layer in _layers() if key in keys_of(layer)]
+    return sorted(layer.__name__ for layer in layers if not any(base in layers for base in layer.__mro__[1:]))
+
+
+def _layers() -> list[type[CRFLayer]]:
+    """Return all layers that can be made, those that a user has derived included."""
+    return [layer for layer in CRFLayer.registered.values() if not inspect.isabstract(layer)]
 
 
 def read_params(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -105,8 +123,7 @@ def _unknown(key: str, value: Any) -> str:
         return f"`[{key}]` is a table; write the keys without one"
     if key in _NOT_IN_FILES:
         return f"`{key}` is not a parameter of the model; leave it out"
-    layers = [layer for layer in CRFLayer.registered.values() if not inspect.isabstract(layer)]
-    known = list(dict.fromkeys(name for layer in layers for name in keys_of(layer)))
+    known = list(dict.fromkeys(name for layer in _layers() for name in keys_of(layer)))
     close = get_close_matches(key.replace("-", "_").lower(), known, 1)
     remedy = f"did you mean `{close[0]}`?" if close else f"they are {', '.join(known)}"
     return f"there is no parameter `{key}`; {remedy}"

@@ -13,7 +13,8 @@ from PIL import Image
 import hdcrf
 from hdcrf import command_line
 from hdcrf.files import InputError
-from hdcrf.params_file import keys_of, read_params, write_params
+from hdcrf.crf_layer import CRFLayer
+from hdcrf.params_file import keys_of, owners_of, read_params, write_params
 
 LAYERS = (hdcrf.DenseCRF, hdcrf.VideoCRF, hdcrf.VolumeCRF, hdcrf.PointCRF, hdcrf.TrilateralCRF)
 
@@ -195,6 +196,28 @@ class TestLayer:
     def test_values_out_of_range_are_the_files(self, text, message, params):
         with pytest.raises(InputError, match=r"params\.toml: " + message):
             hdcrf.DenseCRF.from_params(params(text), 2)
+
+    def test_layers_of_users(self, params, monkeypatch):
+        """Those that only inherit a parameter are not named for it; those that have one of their own are."""
+        monkeypatch.setattr(CRFLayer, "registered", dict(CRFLayer.registered))
+        inherited = owners_of("sigma_t")
+
+        class Plain(hdcrf.TrilateralCRF):
+            pass
+
+        class Steeper(hdcrf.DenseCRF):
+            def __init__(self, num_labels, *, steepness=1.0, **options):
+                super().__init__(num_labels, **options)
+                self.steepness = steepness
+
+        assert owners_of("sigma_t") == inherited == ["TrilateralCRF"]
+        assert owners_of("steepness") == ["Steeper"]
+        path = params("steepness = 2.0\nappearance_weight = 4.0\niterations = 3")
+        made = Steeper.from_params(path, 2)
+        assert (made.steepness, float(made.appearance_weight), made.iterations) == (2, pytest.approx(4), 3)
+        with pytest.raises(InputError, match="`steepness` is not a parameter of DenseCRF, but of Steeper"):
+            hdcrf.DenseCRF.from_params(path, 2)
+        assert type(Plain.from_params(params("sigma_t = 2.0"), 2)) is Plain
 
     def test_other_errors_are_not(self, params):
         path = params("iterations = 3")
