@@ -12,8 +12,8 @@ from PIL import Image
 
 import hdcrf
 from hdcrf import command_line
-from hdcrf.files import InputError
 from hdcrf.crf_layer import CRFLayer
+from hdcrf.files import InputError
 from hdcrf.params_file import keys_of, owners_of, read_params, write_params
 
 LAYERS = (hdcrf.DenseCRF, hdcrf.VideoCRF, hdcrf.VolumeCRF, hdcrf.PointCRF, hdcrf.TrilateralCRF)
@@ -213,7 +213,7 @@ class TestLayer:
         assert owners_of("sigma_t") == inherited == ["TrilateralCRF"]
         assert owners_of("steepness") == ["Steeper"]
         path = params("steepness = 2.0\nappearance_weight = 4.0\niterations = 3")
-        made = Steeper.from_params(path, 2)
+        made = Steeper.from_params(path, 2, learn=())
         assert (made.steepness, float(made.appearance_weight), made.iterations) == (2, pytest.approx(4), 3)
         with pytest.raises(InputError, match="`steepness` is not a parameter of DenseCRF, but of Steeper"):
             hdcrf.DenseCRF.from_params(path, 2)
