@@ -218,7 +218,7 @@ def print_memory(quick: bool) -> None:
     print("| side | D | embeddings | call | call by unknowns n, bytes |")
     print("|---" * 5 + "|")
     for side, dimensions in (
-        ((512, 32), (1024, 32)) if quick else ((512, 128), (1024, 128), (2048, 128), (2048, 32))
+        ((256, 32), (512, 32)) if quick else ((512, 128), (1024, 128), (2048, 128), (2048, 32))
     ):
         pixels = -(-side // STRIDE)
         unknowns = LABELS * pixels**2

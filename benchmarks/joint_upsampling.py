@@ -65,7 +65,7 @@ class Budget:
     steps: int = 4000
 
 
-QUICK = Budget(size=64, train=6, validation=2, test=2, crop=32, batch=2, steps=12)
+QUICK = Budget(size=64, train=4, validation=1, test=2, crop=32, batch=2, steps=4)
 
 SHOWN = (0, 1)  # of the test scenes, in the pictures
 SCENE_SEEDS = {"train": 1, "validation": 2, "test": 3}

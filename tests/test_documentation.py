@@ -1,12 +1,13 @@
 """Every code block in the README, CONTRIBUTING and docs/ runs, or the page's test fails.
 
 python      runs, in page order, in one namespace and one temporary directory a page
-bash        line by line: `hdcrf` and `python` run in that directory, `python benchmarks/...` only with
+bash        line by line: `hdcrf` and `python` run in that directory, `python benchmarks/...` once with
             `--help`; `pip install`, `make`, `git clone` and `cd` are checked without being run
 toml, json  parses
 text        output to read
 """
 
+import functools
 import json
 import os
 import re
@@ -17,10 +18,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from mdit_py_plugins.admon import admon_plugin
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
+from hdcrf.command_line import commands
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -119,11 +123,11 @@ def run_bash_line(line, place):
     for command in split_commands(line, place):
         match command:
             case ["hdcrf", *arguments]:
-                run(place, sys.executable, "-m", "hdcrf", *arguments)
+                run_hdcrf(place, arguments)
             case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
                 check_pip_install(arguments, place)
             case ["python", script, *_] if script.startswith("benchmarks/"):
-                run(place, sys.executable, ROOT / script, "--help")
+                run_help(ROOT / script)
             case ["python", script, *arguments] if script.startswith("demos/"):
                 run(place, sys.executable, ROOT / script, *arguments)
             case ["python", *arguments]:
@@ -153,6 +157,19 @@ def split_commands(line, place):
     except ValueError as error:
         raise BlockError(f"{place}: `{line}`: {error}") from error
     return [command for command in commands if command]
+
+
+def run_hdcrf(place, arguments):
+    """Run the command line in this process, since to start one for each line would take minutes."""
+    result = CliRunner().invoke(commands, arguments, prog_name="hdcrf")
+    if result.exit_code:
+        shown = shlex.join(["hdcrf", *arguments])
+        raise BlockError(f"{place}: exit status {result.exit_code} from `{shown}`\n{result.output}")
+
+
+@functools.cache
+def run_help(script):
+    run(script, sys.executable, script, "--help")
 
 
 def run(place, *command):

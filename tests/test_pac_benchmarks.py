@@ -43,7 +43,7 @@ def test_layers_and_crfs():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
     layers = [row for row in rows if row[0] == "64"]
-    assert len(layers) == 2 * 2 * 2
+    assert len(layers) == 2 * 2
     for row in layers:
         own, unfolded, share, difference = (float(row[index]) for index in (3, 4, 5, -1))
         assert 0 < own < unfolded
