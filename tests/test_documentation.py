@@ -1,19 +1,21 @@
 """Every code block in the README, CONTRIBUTING and docs/ runs, or the page's test fails.
 
 python      runs, in page order, in one namespace and one temporary directory a page
-bash        line by line: `hdcrf` and `python` run in that directory, `python benchmarks/...` once with
+bash        line by line: `hdcrf` and `python` run in that directory, `python benchmarks/...` only with
             `--help`; `pip install`, `make`, `git clone` and `cd` are checked without being run
 toml, json  parses
 text        output to read
 """
 
-import functools
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 
@@ -127,7 +129,7 @@ def run_bash_line(line, place):
             case ["pip", "install", *arguments] | ["python", "-m", "pip", "install", *arguments]:
                 check_pip_install(arguments, place)
             case ["python", script, *_] if script.startswith("benchmarks/"):
-                run_help(ROOT / script)
+                run_help(place, ROOT / script)
             case ["python", script, *arguments] if script.startswith("demos/"):
                 run(place, sys.executable, ROOT / script, *arguments)
             case ["python", *arguments]:
@@ -167,9 +169,17 @@ def run_hdcrf(place, arguments):
         raise BlockError(f"{place}: exit status {result.exit_code} from `{shown}`\n{result.output}")
 
 
-@functools.cache
-def run_help(script):
-    run(script, sys.executable, script, "--help")
+def run_help(place, script):
+    """Let a script print its help in this process, as it would if it were run by itself."""
+    if not script.is_file():
+        raise BlockError(f"{place}: there is no {script}")
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as output:
+        patched.setattr(sys, "argv", [str(script), "--help"])
+        patched.syspath_prepend(script.parent)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+    if ended.value.code or "usage: " not in output.getvalue():
+        raise BlockError(f"{place}: exit status {ended.value.code} from `{script} --help`")
 
 
 def run(place, *command):
