@@ -6,7 +6,6 @@ by SIGHUP or SIGTERM.
 
 from __future__ import annotations
 
-import os
 import platform
 
 import click
@@ -21,6 +20,7 @@ from hdcrf.command_running import version_of
 from hdcrf.command_tune import tune
 from hdcrf.command_video import video
 from hdcrf.command_volume import volume
+from hdcrf.machine import cpu_count
 from voxel.backend import why_not
 
 __all__ = ["commands"]
@@ -62,7 +62,7 @@ def info() -> None:
     for package in PACKAGES:
         click.echo(f"{package:<12}{version_of(package) or 'not installed'}")
     click.echo(f"platform    {platform.platform()}")
-    click.echo(f"threads     {torch.get_num_threads()} of {os.cpu_count()} CPUs")
+    click.echo(f"threads     {torch.get_num_threads()} of {cpu_count()} CPUs")
     click.echo(f"device      cpu: {platform.processor() or platform.machine()}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

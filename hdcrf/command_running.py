@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from hdcrf.command_options import EARLY_NOTES
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, ignore, whole_files
+from hdcrf.machine import cpu_count, memory_of
 
 __all__ = [
     "build_layer",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 _Layer = TypeVar("_Layer", bound=CRFLayer)
+
+_ROOM_FOR_SPEED = 72  # columns, below which a bar has its count and the time left alone
 
 
 def build_layer(layer: type[_Layer], num_labels: int, device: torch.device, **model: Any) -> _Layer:
@@ -113,19 +116,10 @@ def use_threads(threads: int | None, note: Note) -> None:
     """Compute on so many threads, but on no more than there are CPUs: more only wait for each other."""
     if threads is None:
         return
-    most = os.cpu_count() or 1
+    most = cpu_count()
     if threads > most:
         note(f"--threads {threads} is more than the CPUs; using {most}")
     torch.set_num_threads(min(threads, most))
-
-
-def memory_of(device: torch.device) -> int | None:
-    """Return the bytes of a device's whole memory; None where that is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_memory(needed: int, what: str, device: torch.device, advice: str) -> None:
@@ -163,12 +157,19 @@ def progress_bar(
         return
     began = time.monotonic()
 
+    roomy = shutil.get_terminal_size().columns >= _ROOM_FOR_SPEED
+
     def speed(done: int | None) -> str | None:
         seconds = time.monotonic() - began
-        return f"{done / seconds:.3g} {unit}/s" if done and unit and seconds else None
+        return f"{done / seconds:.3g} {unit}/s" if done and unit and seconds and roomy else None
 
     with click.progressbar(
-        length=length, label=label, file=sys.stderr, show_pos=unit is not None, item_show_func=speed
+        length=length,
+        label=label,
+        width=0,  # what the rest leaves of the terminal: a line that wraps is printed again and again
+        file=sys.stderr,
+        show_pos=unit is not None,
+        item_show_func=speed,
     ) as bar:
 
         def update(done: int, length: int = length) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, what it refuses, and that a failure leaves nothing behind."""
 
 import inspect
+import io
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ import hdcrf
 from hdcrf import array_files, command_image, command_line, image_files
 from hdcrf.command_line import commands
 from hdcrf.command_running import progress_bar
+from hdcrf.machine import cpu_count
 
 HEIGHT, WIDTH = 48, 72
 COLOURS = np.array([(70, 130, 220), (230, 140, 40), (245, 240, 230)], dtype=np.uint8)
@@ -232,8 +235,8 @@ class TestResult:
             succeed(*ANNOTATION, "--threads", 1)
             assert torch.get_num_threads() == 1
             result = succeed(*ANNOTATION, "--threads", 100_000)
-            assert f"using {os.cpu_count()}" in result.stderr
-            assert torch.get_num_threads() == os.cpu_count()
+            assert f"using {cpu_count()}" in result.stderr
+            assert torch.get_num_threads() == cpu_count()
         finally:
             torch.set_num_threads(before)
 
@@ -577,6 +580,23 @@ class TestProcess:
         monkeypatch.setattr(sys, "stderr", None)
         with progress_bar(3, "Mean field", quiet=False) as progress:
             assert progress is None
+
+    @pytest.mark.parametrize("columns", [40, 80, 200])
+    def test_a_bar_is_no_wider_than_the_terminal(self, columns, folder, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with progress_bar(1000, "Images", quiet=False, unit="images") as progress:
+            for done in (1, 500, 1000):
+                progress(done)
+        shown = sys.stderr.getvalue()
+        frames = [click.unstyle(frame).rstrip("\n") for frame in shown.split("\r")]
+        assert max(map(len, frames)) <= columns
+        assert "1000/1000" in shown
+        assert ("images/s" in shown) == (columns > 40)
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
     def test_full_disk_behind_stdout(self, folder):
