@@ -77,15 +77,29 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
     toml = import_extra(module, "reading parameters", "images")
     try:
-        values = toml.loads(place.read_bytes().decode("utf-8"))
+        values = toml.loads(place.read_bytes().decode("utf-8-sig"))  # editors of Windows begin with a mark
     # A number of thousands of digits is a plain ValueError, as is text in another encoding.
     except (ValueError, RecursionError) as error:
         raise InputError(f"params {path} is not in TOML, a line for each `key = value`: {error}") from error
     return {key: _checked(f"params {path}: ", key, value) for key, value in values.items()}
 
 
-def layer_params(path: str | os.PathLike[str], layer: type[CRFLayer], num_labels: int) -> dict[str, Any]:
+def layer_params(
+    path: str | os.PathLike[str],
+    layer: type[CRFLayer],
+    num_labels: int,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Read parameters as arguments of a layer with that many labels.
+
+    Args:
+        path: As of `read_params`.
+        layer: Its class.
+        num_labels: K.
+        options: Arguments that win: what the file says of the same keys need not fit the layer.
+
+    Returns:
+        The arguments of the file, those of `options` left out.
 
     Raises:
         InputError: If `read_params` refuses the file, or the layer what it holds.
@@ -97,6 +111,7 @@ def layer_params(path: str | os.PathLike[str], layer: type[CRFLayer], num_labels
                 f"params {path}: `{key}` is not a parameter of {layer.__name__}, but of "
                 f"{' and '.join(owners_of(key))}; leave it out"
             )
+    values = {key: value for key, value in values.items() if key not in (options or {})}
     if isinstance(values.get("compatibility"), list):
         values["compatibility"] = torch.tensor(values["compatibility"], dtype=torch.float32)
     check_count("num_labels", num_labels, 1)
@@ -115,7 +130,17 @@ def _checked(prefix: str, key: str, value: Any) -> Any:
     checked = check(value)
     if checked is None:
         raise InputError(f"{prefix}`{key}` must be {expected}, got {_shortened(value)}")
+    if isinstance(checked, list):
+        _check_range(f"{prefix}`{key}`", checked)
     return checked
+
+
+def _check_range(name: str, costs: Any) -> None:
+    """Raise unless float32 holds all numbers of nested lists."""
+    numbers = np.array(costs, dtype=np.float64).ravel()
+    wrong = numbers[~(np.abs(numbers) <= _LARGEST)]
+    if len(wrong):
+        raise InputError(f"{name} must hold finite numbers within ±{_LARGEST:.3g}, got {wrong[0]}")
 
 
 def _unknown(key: str, value: Any) -> str:
@@ -151,7 +176,7 @@ def _word(value: Any) -> str | None:
 
 
 def _costs(value: Any) -> Any:
-    """Return "potts", or a vector or square matrix of numbers that float32 holds, in lists."""
+    """Return "potts", or a vector or square matrix of numbers in lists."""
     if value == "potts":
         return value
     try:
@@ -159,9 +184,7 @@ def _costs(value: Any) -> Any:
     except ValueError:  # rows of different lengths
         return None
     square = array.ndim in (1, 2) and array.size > 0 and len(set(array.shape)) == 1
-    if array.dtype.kind not in "iuf" or not square:
-        return None
-    return array.tolist() if np.abs(array.astype(np.float64)).max() <= _LARGEST else None
+    return array.tolist() if array.dtype.kind in "iuf" and square else None
 
 
 _NUMBER = (_number, "a number")

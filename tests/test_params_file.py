@@ -14,7 +14,7 @@ import hdcrf
 from hdcrf import command_line
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.files import InputError
-from hdcrf.params_file import keys_of, owners_of, read_params, write_params
+from hdcrf.params_file import keys_of, layer_params, owners_of, read_params, write_params
 
 LAYERS = (hdcrf.DenseCRF, hdcrf.VideoCRF, hdcrf.VolumeCRF, hdcrf.PointCRF, hdcrf.TrilateralCRF)
 
@@ -82,6 +82,11 @@ class TestFile:
         assert read == {"appearance_weight": 4.0, "smoothness_sigma": 2.0}
         assert all(isinstance(value, float) for value in read.values())
 
+    def test_a_mark_of_the_encoding(self, tmp_path):
+        path = tmp_path / "params.toml"
+        path.write_bytes(b"\xef\xbb\xbfiterations = 3\n")
+        assert read_params(path) == {"iterations": 3}
+
     @pytest.mark.parametrize("value", ['"potts"', "[1.0, 2.0]", "[[0, 1], [1, 0]]"])
     def test_compatibilities(self, value, params):
         assert "compatibility" in read_params(params(f"compatibility = {value}"))
@@ -112,8 +117,9 @@ class TestFile:
             ('compatibility = "costs.npy"', "`compatibility` must be 'potts', or numbers"),
             ("compatibility = [[0, 1], [1]]", "`compatibility` must be 'potts', or numbers"),
             ("compatibility = [[0, 1, 2], [1, 0, 2]]", "`compatibility` must be 'potts', or numbers"),
-            ("compatibility = [1e39, 1]", "`compatibility` must be 'potts', or numbers"),
-            ("compatibility = [nan, 1]", "`compatibility` must be 'potts', or numbers"),
+            ("compatibility = [1e39, 1]", r"`compatibility` must hold finite numbers within .*, got 1e\+39"),
+            ("compatibility = [[0, 1], [nan, 0]]", "`compatibility` must hold finite numbers .*, got nan"),
+            ("compatibility = [-inf, 1]", "`compatibility` must hold finite numbers .*, got -inf"),
             ("compatibility = []", "`compatibility` must be 'potts', or numbers"),
             ("iterations", "is not in TOML"),
             ("iterations = 3\niterations = 4", "is not in TOML"),
@@ -165,6 +171,14 @@ class TestLayer:
         path = params("iterations = 3\nappearance_weight = 4")
         crf = hdcrf.DenseCRF.from_params(path, 2, iterations=7, output="logits", learn=())
         assert (crf.iterations, crf.output, float(crf.appearance_weight)) == (7, "logits", 4)
+
+    def test_what_options_replace_need_not_fit(self, params):
+        """A matrix for three labels, where another one is given for four."""
+        path = params("compatibility = [[0, 1, 1], [1, 0, 1], [1, 1, 0]]\norder = 0\niterations = 3")
+        given = {"compatibility": "potts", "order": 1}
+        assert layer_params(path, hdcrf.DenseCRF, 4, given) == {"iterations": 3}
+        with pytest.raises(InputError, match=r"params\.toml: `order` must"):
+            layer_params(path, hdcrf.DenseCRF, 4, {"compatibility": "potts"})
 
     @pytest.mark.parametrize("layer", LAYERS)
     def test_every_layer(self, layer, params):
