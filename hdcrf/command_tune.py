@@ -44,11 +44,12 @@ from hdcrf.folders.pairs import Pair, find_pairs
 from hdcrf.folders.scores import LabelScores
 from hdcrf.folders.settings import Settings
 from hdcrf.params_file import write_params
+from hdcrf.tuning.budget import Budget
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, content_digest, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, Objective
 from hdcrf.tuning.reading import Reader
-from hdcrf.tuning.search import Budget, search
+from hdcrf.tuning.search import search
 
 __all__ = ["tune"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hdcrf.files import many
 from hdcrf.folders.scores import LabelScores
-from hdcrf.tuning.search import Found
+from hdcrf.tuning.budget import Found
 
 __all__ = ["Row", "effort", "gain", "table", "warning"]
 

@@ -18,8 +18,8 @@ import hdcrf
 from benchmarks.tuning import LABELS, crops, predicted, scores_of
 from hdcrf import command_tune
 from hdcrf.params_file import read_params
+from hdcrf.tuning.budget import Found
 from hdcrf.tuning.objective import DEFAULTS
-from hdcrf.tuning.search import Found
 
 tune = Command("tune")
 COUNT = 6

@@ -15,10 +15,11 @@ from hdcrf.folders.pairs import Pair
 from hdcrf.folders.predictions import Prediction
 from hdcrf.folders.scores import LabelScores
 from hdcrf.starts import start_from_annotation, start_from_probabilities
+from hdcrf.tuning.budget import Budget
 from hdcrf.tuning.descent import descend
 from hdcrf.tuning.examples import Example, Examples, divide, shuffled
 from hdcrf.tuning.objective import DEFAULTS, RANGES, Objective, rounded, within
-from hdcrf.tuning.search import Budget, search
+from hdcrf.tuning.search import search
 
 CPU = torch.device("cpu")
 
@@ -211,7 +212,7 @@ class TestDescent:
 
     def test_time_ends_an_epoch(self, monkeypatch):
         clock = itertools.count()
-        monkeypatch.setattr("hdcrf.tuning.search.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("hdcrf.tuning.budget.time.monotonic", lambda: next(clock))
         assert self.descend(*objective_of("both", 6), None, 3).trials == 2
 
     def test_large_images_are_cropped(self, monkeypatch):

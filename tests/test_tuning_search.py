@@ -9,8 +9,9 @@ import pytest
 
 from hdcrf.files import InputError
 from hdcrf.tuning import search as searching
+from hdcrf.tuning.budget import Budget
 from hdcrf.tuning.objective import DEFAULTS
-from hdcrf.tuning.search import Budget, search
+from hdcrf.tuning.search import search
 
 BEST = {**DEFAULTS, "appearance_weight": 2.0, "appearance_sigma_xy": 20.0, "smoothness_sigma": 1.0}
 

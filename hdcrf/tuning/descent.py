@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from hdcrf.failures import as_input_error
 from hdcrf.folders.pairs import Pair
+from hdcrf.tuning.budget import Budget, Found
 from hdcrf.tuning.examples import Example
 from hdcrf.tuning.objective import DEFAULTS, RANGES, Objective, Parameters, rounded, within
-from hdcrf.tuning.search import Budget, Found
 
 __all__ = ["descend"]
 

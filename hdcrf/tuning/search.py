@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hdcrf.files import InputError, Note, ignore, import_extra, reason
+from hdcrf.tuning.budget import Budget, Found
 from hdcrf.tuning.objective import RANGES, Parameters, rounded, within
 
-__all__ = ["Budget", "Found", "search"]
+__all__ = ["search"]
 
 _RANDOM_TRIALS = 10
 _NAME = "hdcrf tune"
@@ -27,44 +27,6 @@ _FIRST_WORDS = b'{"op_code":'
 
 Score = Callable[[Parameters, Callable[[int, float], bool]], float | None]
 """Returns the score of parameters, to be made large; None if the function that it is given stopped it."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to search: until either is used up.
-
-    Attributes:
-        trials: In all, those of earlier calls included; None for any number.
-        seconds: Of this call; None for any time.
-    """
-
-    trials: int | None
-    seconds: float | None
-
-    def is_used(self, trials: int, began: float) -> bool:
-        """Return whether it is, after so many trials since a time of the monotonic clock."""
-        if self.trials is not None and trials >= self.trials:
-            return True
-        return self.seconds is not None and time.monotonic() - began >= self.seconds
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        parameters: The best.
-        score: Theirs.
-        number: Of the trial that they were, from 1.
-        trials: How many there were.
-        earlier: How many of them earlier calls made.
-    """
-
-    parameters: Parameters
-    score: float
-    number: int
-    trials: int
-    earlier: int = 0
 
 
 def search(
