@@ -57,7 +57,7 @@ def test_text_of_many_labels():
     truth = np.repeat(np.arange(50), 2 - np.arange(50) % 2)[None]
     scores = score_labels(truth, truth)
     lines = scores_table(scores, scores).splitlines()
-    assert lines[-1] == "… and 10 labels with fewer pixels"
+    assert lines[-1] == "… and 10 labels with fewer pixels: --scores and --report have all"
     shown = [int(line.split()[0]) for line in lines[6:-1]]
     assert shown == [*range(31), *range(32, 50, 2)]
 
@@ -93,10 +93,12 @@ def test_json(scores):
         Outcome(other, Path("out/b.png"), 0.25),
     ]
     file = io.BytesIO()
-    held = write_scores_json(file, *scores, outcomes, [Failure("c", "cannot be read")])
+    held = write_scores_json(file, *scores, outcomes, [Failure("c", "cannot be read")], ["look at label 3"])
     assert held == "3 labels, 2 images"
     read = json.loads(file.getvalue())
-    assert set(read) == {"mean_iou", "mean_boundary_f", "pixel_accuracy", "labels", "images", "failures"}
+    summary = {"mean_iou", "mean_boundary_f", "pixel_accuracy"}
+    assert set(read) == {*summary, "hints", "labels", "images", "failures"}
+    assert read["hints"] == ["look at label 3"]
     assert read["pixel_accuracy"] == {"before": 0.5, "after": 0.75, "gain": 0.25}
     assert read["labels"][1] == {
         "label": 3,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from hdcrf.files import many
 from hdcrf.folders.outcomes import Failure, Outcome
 from hdcrf.folders.scores import LabelScores
 
@@ -55,7 +56,7 @@ def scores_table(before: LabelScores, after: LabelScores) -> str:
     """Return the scores in percent, for a terminal.
 
     The lines are those of all labels together and of each label; of more than 40, of the 40 that have most
-    pixels in the truth.
+    pixels in the truth, and a line on where the others are.
     """
     rows = class_rows(before, after)
     shown = sorted(sorted(rows, key=lambda row: -row[1])[:_MOST_LINES])
@@ -71,7 +72,9 @@ def scores_table(before: LabelScores, after: LabelScores) -> str:
     for value, _, iou, boundary in shown:
         lines.append(f"{value:>8}{_percent(iou)}" + f"  {_percent(boundary)}" * boundaries)
     if len(rows) > len(shown):
-        lines.append(f"… and {len(rows) - len(shown)} labels with fewer pixels")
+        lines.append(
+            f"… and {many(len(rows) - len(shown), 'label')} with fewer pixels: --scores and --report have all"
+        )
     return "\n".join(lines)
 
 
@@ -104,7 +107,7 @@ def write_scores_csv(file: BinaryIO, before: LabelScores, after: LabelScores) ->
     for name, pixels, iou, boundary in (*rows, mean):
         writer.writerow([name, pixels, *("" if math.isnan(score) else score for score in (*iou, *boundary))])
     file.write(text.getvalue().encode())
-    return f"{len(rows)} labels"
+    return many(len(rows), "label")
 
 
 def write_scores_json(
@@ -113,6 +116,7 @@ def write_scores_json(
     after: LabelScores,
     outcomes: Sequence[Outcome] = (),
     failures: Sequence[Failure] = (),
+    hints: Sequence[str] = (),
 ) -> str:
     """Write all scores, of all labels and of all images; return what the file holds.
 
@@ -120,8 +124,8 @@ def write_scores_json(
     and `gain`; `labels`, a list of objects with `label`, `pixels` (in the truth), `iou` and `boundary_f`;
     `images`, a list of objects with `name`, `image`, `prediction`, `output` and `truth` (paths), `changed`
     (the share of the pixels that had a label), `mean_iou`, `mean_boundary_f` and `pixel_accuracy`;
-    `failures`, a list of objects with `name` and `message`. Scores are shares of 1, and null where there is
-    none.
+    `failures`, a list of objects with `name` and `message`; `hints`, sentences on what may mislead in the
+    scores. Scores are shares of 1, and null where there is none.
     """
     labels = [
         {"label": value, "pixels": pixels, "iou": _named(iou), "boundary_f": _named(boundary)}
@@ -140,9 +144,15 @@ def write_scores_json(
         for outcome in outcomes
     ]
     failed = [{"name": failure.stem, "message": failure.message} for failure in failures]
-    everything = {**_summary(before, after), "labels": labels, "images": images, "failures": failed}
+    everything = {
+        **_summary(before, after),
+        "hints": list(hints),
+        "labels": labels,
+        "images": images,
+        "failures": failed,
+    }
     file.write(json.dumps(everything, indent=1, allow_nan=False).encode() + b"\n")
-    return f"{len(labels)} labels, {len(images)} images"
+    return f"{many(len(labels), 'label')}, {many(len(images), 'image')}"
 
 
 def _summary(before: LabelScores | None, after: LabelScores | None) -> dict[str, Any]:
