@@ -33,16 +33,19 @@ def output_writers(
     output: Path,
 ) -> dict[str, Callable[[BinaryIO, Path], str]]:
     """Return what writes each output."""
+    caveats = [] if total is None else _fewer_labels(*total)
 
     def write_scores(file: BinaryIO, path: Path) -> str:
         before, after = total or (LabelScores.merged(()), LabelScores.merged(()))
         if path.suffix.lower() == ".csv":
             return write_scores_csv(file, before, after)
-        return write_scores_json(file, before, after, outcomes, failures)
+        return write_scores_json(file, before, after, outcomes, failures, caveats)
 
     def write_page(file: BinaryIO, _: Path) -> str:
         title = f"Labels refined in {output.absolute().name}"
-        return write_report(file, outcomes, failures, settings=settings, title=title, unknown=unknown)
+        return write_report(
+            file, outcomes, failures, settings=settings, title=title, unknown=unknown, hints=caveats
+        )
 
     return {name: write_page if name == "--report" else write_scores for name in outputs}
 
@@ -115,10 +118,18 @@ def hints(
         }
         if (unseen := unseen_label(total[0].pixels, offered)) is not None:
             lines.append(f"Hint: {unseen}")
-    if total is not None and (gone := total[0].iou.keys() - total[1].iou.keys()):
-        lines.append(
-            f"Hint: the mean IoU before is over {many(len(total[0].iou), 'label')}, and the one after over "
-            f"{len(total[1].iou)}: {_some(gone)} not in the ground truth, and in no result any more. That is "
-            "a part of what it gained"
-        )
+    if total is not None:
+        lines += [f"Hint: {caveat}" for caveat in _fewer_labels(*total)]
     return lines
+
+
+def _fewer_labels(before: LabelScores, after: LabelScores) -> list[str]:
+    """Return what to say where the mean IoU is over fewer labels after: it belongs beside the scores."""
+    gone = before.iou.keys() - after.iou.keys()
+    if not gone:
+        return []
+    return [
+        f"the mean IoU before is over {many(len(before.iou), 'label')}, and the one after over "
+        f"{len(after.iou)}: {_some(gone)} not in the ground truth, and in no result any more, which is a part "
+        "of what it gained"
+    ]

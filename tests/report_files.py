@@ -3,8 +3,10 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from hdcrf.files import whole_files
 from hdcrf.folders.outcomes import Outcome
@@ -44,6 +46,14 @@ def make_outcome(
     pair = Pair(stem, paths[0], paths[1], paths[3] if ground_truth else None)
     scores = [score_labels(labels, truth) if ground_truth else None for labels in (before, after)]
     return Outcome(pair, paths[2], float((before != after).mean()), *scores)
+
+
+def without_a_pixel(outcome):
+    """Return the outcome as it is where ground truth, all of which is to be ignored, is scored."""
+    with Image.open(outcome.pair.truth) as image:
+        ignored = np.full(image.size[::-1], 255)
+    nothing = score_labels(ignored, ignored, ignore=255)
+    return replace(outcome, before=nothing, after=nothing)
 
 
 def ramps(shape):

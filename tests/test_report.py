@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_files import HOSTILE, data_of, make_outcome, written
+from report_files import HOSTILE, data_of, make_outcome, without_a_pixel, written
 
 from hdcrf.folders.outcomes import Failure, Outcome
 from hdcrf.folders.pairs import Pair
@@ -134,20 +134,37 @@ class TestFile:
     def test_many_labels(self, tmp_path):
         outcome = make_outcome(tmp_path, "a", shape=(40, 2000), values=tuple(range(1000)))
         data = data_of(written([outcome])[0])
-        assert data["label_count"] == 1000
-        assert len(data["labels"]) == 40
+        assert len(data["labels"]) == 1000
         colours = {tuple(colour) for colour in pixels(data["cards"][0]["truth"])[0].tolist()}
         assert len(colours) == 480  # of 2,000 columns, each of a label of its own
 
     def test_numbers(self, tmp_path):
-        outcome = make_outcome(tmp_path, "a")
+        """None is rounded: the page does that, once."""
+        outcome = make_outcome(tmp_path, "a", shape=(61, 83))
         data = data_of(written([outcome])[0])
         before, after = outcome.before, outcome.after
         expected = [before.mean_iou, after.mean_iou, before.mean_boundary_f, after.mean_boundary_f]
-        assert data["rows"][0][2:] == pytest.approx(expected, abs=1e-5)
-        name, *scores = data["scores"][0]
-        assert name == "mean IoU"
-        assert scores == pytest.approx([*expected[:2], expected[1] - expected[0]], abs=1e-5)
+        assert data["rows"] == [["a", outcome.changed, 61 * 83, *expected]]
+        assert data["scores"][0] == ["mean IoU", *expected[:2], expected[1] - expected[0]]
+        for value, _, share, iou, boundary in data["labels"]:
+            assert share == before.pixels[value] / (61 * 83)
+            assert iou == [before.iou[value], after.iou[value], after.iou[value] - before.iou[value]]
+            assert boundary[:2] == [before.boundary_f[value], after.boundary_f[value]]
+
+    def test_ground_truth_that_counts_nowhere(self, tmp_path):
+        """It is no ground truth to show, and nothing was mended or broken."""
+        data = data_of(written([without_a_pixel(make_outcome(tmp_path, "a"))])[0])
+        assert data["rows"][0][2:] == [0, None, None, None, None]
+        assert data["labels"] == []
+        (card,) = data["cards"]
+        assert card["problems"] == []
+        assert not {"truth", "mended", "broken"} & set(card)
+        assert np.unique(pixels(card["differences"])[..., 3]).tolist() == [0, 255]
+
+    def test_hints(self, tmp_path):
+        outcome = make_outcome(tmp_path, "a")
+        assert data_of(written([outcome])[0])["hints"] == []
+        assert data_of(written([outcome], hints=["look <b>"])[0])["hints"] == ["look <b>"]
 
     def test_nothing_from_outside_is_markup(self, tmp_path):
         outcome = make_outcome(tmp_path, HOSTILE)

@@ -2,12 +2,19 @@
 
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-from report_files import HOSTILE, make_outcome, written
+from batch_folder import STEMS, succeed, write_folders
+from PIL import Image
+from report_files import HOSTILE, make_outcome, without_a_pixel, written
 
 from hdcrf.folders.outcomes import Failure, Outcome
 from hdcrf.folders.pairs import Pair
+from hdcrf.folders.scores import LabelScores
+from hdcrf.folders.tables import scores_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GAINS = {"frame_2": 0.1, "frame_10": 0.25, "über <b>": 0.2, 'quote"s': 0.05, "worse": -0.3}
@@ -29,9 +36,12 @@ def open_page(browser, tmp_path):
     """Return what opens a report, and fails the test if anything went wrong in it."""
     complaints, requests, pages = [], [], []
 
-    def opened(outcomes, failures=(), *, width=1200, title="A folder", **options):
+    def opened(outcomes, failures=(), *, title="A folder", hints=(), **options):
         place = tmp_path / "report.html"
-        place.write_bytes(written(outcomes, failures, title=title)[0].encode())
+        place.write_bytes(written(outcomes, failures, title=title, hints=hints)[0].encode())
+        return opened_file(place, **options)
+
+    def opened_file(place, *, width=1200, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         pages.append(page)
         page.on("console", lambda message: complaints.append(message.text))
@@ -41,6 +51,7 @@ def open_page(browser, tmp_path):
         page.goto(place.as_uri())
         return page
 
+    opened.file = opened_file
     yield opened
     for page in pages:
         page.close()
@@ -53,6 +64,48 @@ def names(page):
     return page.locator("#rows tr td:first-child").all_inner_texts()
 
 
+def summary(page):
+    return page.locator("#summary").inner_text()
+
+
+def name_lines(page):
+    """Return the names of the table as they are broken into lines."""
+    script = """cells => cells.map(cell => {
+        const lines = [], range = document.createRange();
+        const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        let last = null;
+        for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+            for (let index = 0; index < node.length; index += 1) {
+                range.setStart(node, index);
+                range.setEnd(node, index + 1);
+                const top = range.getBoundingClientRect().top;
+                if (top !== last) lines.push("");
+                lines[lines.length - 1] += node.data[index];
+                last = top;
+            }
+        }
+        return lines;
+    })"""
+    return page.locator("#rows tr td:first-child").evaluate_all(script)
+
+
+def widths(page):
+    return page.locator("#heads th").evaluate_all("heads => heads.map(head => head.offsetWidth)")
+
+
+def score_of(labels):
+    """Return scores of labels 0, 1, …, each of so many pixels, of which so many are right."""
+    right, pixels = np.array(labels, np.int64).T
+    count = len(labels)
+    return LabelScores(
+        np.arange(count),
+        np.diag(right),
+        pixels - right,
+        np.zeros(count),
+        np.zeros(count, np.int64),
+    )
+
+
 @pytest.fixture
 def folder(tmp_path):
     return [make_outcome(tmp_path, stem, gain=gain) for stem, gain in GAINS.items()]
@@ -61,20 +114,86 @@ def folder(tmp_path):
 class TestInABrowser:
     def test_an_image_whose_truth_failed_is_one_row(self, open_page, folder):
         first = next(iter(GAINS))
+        folder[0] = replace(folder[0], before=None, after=None)
         reason = "it cannot be read: " + 30 * "a long reason "
         page = open_page(folder, [Failure(first, "its ground truth is damaged"), Failure("broken", reason)])
         assert names(page) == [*GAINS, "broken"]
         assert page.locator("#failures dt").all_inner_texts() == [first, "broken"]
         page.get_by_role("button", name="Failed 2").click()
         assert names(page) == [first, "broken"]
-        # A long reason does not squeeze the name's column so that its heading breaks within the word.
-        heights = page.locator("#heads th").evaluate_all("heads => heads.map(head => head.offsetHeight)")
-        assert heights[0] == min(heights)
+        # What changed there is known, and why it has no scores is said.
+        changed, why = page.locator("#rows tr").first.locator("td:not(:first-child)").all_inner_texts()
+        assert changed == f"{100 * folder[0].changed:.1f}"
+        assert why == "its ground truth is damaged"
+        assert page.locator("#rows tr").last.locator("td:not(:first-child)").all_inner_texts() == [
+            reason.strip()
+        ]
+
+    def test_the_summary_adds_up(self, open_page, folder, tmp_path):
+        unscored = [
+            make_outcome(tmp_path, "without", ground_truth=False),
+            without_a_pixel(make_outcome(tmp_path, "void")),
+            replace(make_outcome(tmp_path, "damaged"), before=None, after=None),
+        ]
+        same = make_outcome(tmp_path, "same", gain=0)
+        failures = [Failure("damaged", "its ground truth is damaged"), Failure("broken", "no")]
+        page = open_page([*folder, *unscored, same], failures)
+        assert summary(page) == (
+            "9 images refined · 4 improved · 1 worse · 1 the same · 3 not scored · "
+            "2 failures, 1 of ground truth alone"
+        )
+        assert page.locator("#states button").all_inner_texts() == [
+            "All 10",
+            "Improved 4",
+            "Worse 1",
+            "Same 1",
+            "Not scored 3",
+            "Failed 2",
+        ]
+        page.get_by_role("button", name="Not scored 3").click()
+        assert names(page) == ["without", "void", "damaged"]
+        assert page.locator("#rows .reason").all_inner_texts() == [
+            "no ground truth",
+            "no pixel of its ground truth counts",
+            "its ground truth is damaged",
+        ]
+
+    def test_ground_truth_that_counts_nowhere(self, open_page, tmp_path):
+        outcomes = [without_a_pixel(make_outcome(tmp_path, stem)) for stem in ("a", "b")]
+        page = open_page(outcomes, hints=["nothing is scored"])
+        assert summary(page).startswith(
+            "2 images refined · no pixel of the ground truth counts: what changed"
+        )
+        assert page.locator("#hints").inner_text() == "Hint: nothing is scored"
+        for gone in ("#scores", "#labels", "#order-label"):
+            assert not page.locator(gone).is_visible()
+        assert page.locator("#states button").all_inner_texts() == ["All 2"]
+        facts = page.locator(".picture > p").all_inner_texts()
+        assert len(facts) == 2
+        for fact in facts:
+            assert fact.endswith("% changed · no pixel of its ground truth counts")
+
+    def test_ground_truth_that_failed_everywhere(self, open_page, tmp_path):
+        page = open_page(
+            [make_outcome(tmp_path, "a", ground_truth=False)], [Failure("a", "damaged"), Failure("b", "gone")]
+        )
+        assert "no ground truth that can be used: what changed" in summary(page)
+        assert re.fullmatch(r"[\d.]+% changed; damaged", page.locator("#rows .reason").first.inner_text())
+        assert page.locator("#rows .reason").last.inner_text() == "gone"
+
+    def test_hints_are_beside_the_scores(self, open_page, folder):
+        page = open_page(folder, hints=["the mean is over fewer labels", HOSTILE])
+        assert page.locator("#hints p").all_inner_texts() == [
+            "Hint: the mean is over fewer labels",
+            "Hint: " + HOSTILE,
+        ]
+        scores, hints = (page.locator(place).bounding_box() for place in ("#tiles", "#hints"))
+        assert 0 < hints["y"] - (scores["y"] + scores["height"]) < 40
 
     def test_everything_is_shown(self, open_page, folder):
         page = open_page(folder, [Failure("broken", "photo broken.jpg cannot be read")], title="Ünder <i>")
         assert page.title() == page.locator("h1").inner_text() == "Ünder <i>"
-        assert page.locator("#summary").inner_text() == "5 images refined · 4 improved · 1 worse · 1 failed"
+        assert summary(page) == "5 images refined · 4 improved · 1 worse · 1 failure"
         tiles = page.locator(".tile").all_inner_texts()
         assert [tile.splitlines()[0] for tile in tiles] == ["Mean IoU", "Mean boundary F", "Pixel accuracy"]
         assert page.locator("#bars li").count() == 3
@@ -90,6 +209,8 @@ class TestInABrowser:
             page.get_by_role("img", name=re.compile("Gain in mean IoU.*From −.* to .* points")).count() == 1
         )
         assert page.locator("#histogram rect title").count() > 1
+        # How many images a bar is, without a mouse.
+        assert page.locator("#histogram .many").all_text_contents() == ["0", "1"]
 
     def test_scores_are_those_of_the_folder(self, open_page, folder):
         page = open_page(folder)
@@ -137,7 +258,7 @@ class TestInABrowser:
     def test_images_without_scores_come_last(self, open_page, folder, tmp_path):
         single = make_outcome(tmp_path, "single", ground_truth=False)
         page = open_page([*folder[:2], single, *folder[2:]])
-        assert "1 without ground truth" in page.locator("#summary").inner_text()
+        assert "1 not scored" in summary(page)
         by_gain = page.get_by_role("button", name="IoU gain", exact=True)
         for first in ("frame_10", "worse"):
             by_gain.click()
@@ -254,12 +375,110 @@ class TestInABrowser:
         page.get_by_role("button", name="IoU gain", exact=True).click()
         assert names(page)[-2:] == ["worse", "b" * 200]
 
+    @pytest.mark.parametrize("ground_truth", [True, False])
+    def test_nothing_is_wider_than_the_window(self, open_page, tmp_path, ground_truth):
+        stems = ("street_scene_0000_leftImg8bit", "a_name_without_any_space_" * 6, "x" * 90)
+        outcomes = [make_outcome(tmp_path, stem, ground_truth=ground_truth) for stem in stems]
+        page = open_page(outcomes, [Failure("b" * 200, "c" * 300)], hints=["d" * 300])
+        for width in (320, 360, 390, 700, 701, 715, 729, 760, 768, 1000, 1001, 1024, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            heads = page.locator("#heads th").evaluate_all(
+                "all => all.map(one => [one.scrollWidth, one.clientWidth])"
+            )
+            assert all(inner <= outer for inner, outer in heads), width
+
+    def test_names_in_the_table(self, open_page, folder, tmp_path):
+        """They are on one line, or broken between their parts, and no row changes the columns."""
+        stems = ["chelsea_101", "street_scene_0000_leftImg8bit", "frankfurt_000000_000294_leftImg8bit"]
+        long = ["a_name_without_any_space_" * 6, "x" * 150]
+        outcomes = [make_outcome(tmp_path, stem) for stem in (*stems, *long)]
+        failures = [Failure("street_scene_0007_leftImg8bit", 20 * "a long reason "), Failure("b", "no")]
+        page = open_page([*folder, *outcomes], failures, width=1280)
+        one_line = [*GAINS, *stems, *(failure.stem for failure in failures)]
+        lines = dict(zip(names(page), name_lines(page), strict=True))
+        assert [lines[stem] for stem in one_line] == [[stem] for stem in one_line]
+        assert [len(lines[stem]) for stem in long] == [4, 1]  # the latter ends in an ellipsis
+        for name, title in page.locator("#rows td:first-child").evaluate_all(
+            "cells => cells.map(cell => [cell.textContent, cell.title])"
+        ):
+            assert title == name
+        for width, most in ((1280, 1), (768, 2), (390, 2)):
+            page.set_viewport_size({"width": width, "height": 900})
+            lines = dict(zip(names(page), name_lines(page), strict=True))
+            for stem in (*one_line, long[0]):
+                assert all(line[-1] in "_-" for line in lines[stem][:-1])
+                assert len(lines[stem]) <= (most if stem != long[0] else 9)
+            everything = widths(page)
+            for state in ("Failed 2", "Worse 1", "All 12"):
+                page.get_by_role("button", name=state).click()
+                assert widths(page) == everything
+
+    def test_long_pictures(self, open_page, tmp_path):
+        """There is something to see of a few rows of pixels, and the slider's handle fits."""
+        shapes = {"a": (3, 2000), "b": (1, 500), "c": (2000, 3), "d": (60, 800), "e": (60, 80)}
+        outcomes = [make_outcome(tmp_path, stem, shape=shape) for stem, shape in shapes.items()]
+        page = open_page(outcomes)
+        for width in (1280, 360):
+            page.set_viewport_size({"width": width, "height": 900})
+            for stem, (height, wide) in shapes.items():
+                card = page.get_by_role("article", name=stem, exact=True)
+                box = card.locator(".viewer > .stack").bounding_box()
+                assert min(box["width"], box["height"]) > 30
+                long = max(height / wide, wide / height)
+                fact = card.locator("> p").inner_text()
+                assert ("than it is" in fact) == (long > 40)
+                fit = card.locator(".viewer .photo").evaluate("image => getComputedStyle(image).objectFit")
+                assert fit == ("fill" if long > 40 else "contain")
+                if long < 6:
+                    assert box["width"] / box["height"] == pytest.approx(wide / height, rel=0.01)
+
+    def test_numbers_are_those_of_the_terminal(self, open_page, tmp_path):
+        """Rounded once, and an exact half to the even digit."""
+        drawn = np.random.default_rng(0)
+        right = [(int(some), 10_000) for some in drawn.integers(1, 10_000, 30)]
+        before = [(500_000, 1_000_000), (1225, 10_000), (1275, 10_000), (25, 10_000), (2500, 10_000), *right]
+        after = [
+            (507_499, 1_000_000),
+            (2225, 10_000),
+            (1300, 10_000),
+            (50, 10_000),
+            (2475, 10_000),
+            *right[::-1],
+        ]
+        outcome = replace(make_outcome(tmp_path, "a"), before=score_of(before), after=score_of(after))
+        page = open_page([outcome])
+        page.locator("#bars-order").select_option("value")
+        _, *lines = scores_table(outcome.before, outcome.after).split("\n\n")[1].splitlines()
+        expected = [line.split() for line in lines]
+        assert len(expected) == 35
+        found = page.locator("#bars li .names").all_inner_texts()
+        assert [
+            [re.match(r"\d+", text)[0], *re.search(r"([\d.]+) → ([\d.]+)\s+[+−±]?([\d.]+)$", text).groups()]
+            for text in found
+        ] == [[label, first, second, gain.lstrip("+-")] for label, first, second, gain in expected]
+        assert expected[0] == ["0", "50.0", "50.7", "+0.7"]
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_on_paper(self, open_page, folder, scheme):
+        """The colours are those for white, wherever it is printed from."""
+        script = """['--good', '--bad', '--after', '--card', '--text'].map(
+            name => getComputedStyle(document.documentElement).getPropertyValue(name))"""
+        page = open_page(folder, color_scheme=scheme)
+        on_screen = page.evaluate(script)
+        page.emulate_media(media="print")
+        colours = page.evaluate(script)
+        assert colours == ["#0a7a50", "#bd3d0d", "#1668c1", "#fff", "#000"]
+        assert (colours[:2] == on_screen[:2]) == (scheme == "light")
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+        assert not page.get_by_role("button", name="Show").first.is_visible()
+
     def test_without_ground_truth(self, open_page, tmp_path):
         outcomes = [
             make_outcome(tmp_path, stem, gain=gain, ground_truth=False) for stem, gain in GAINS.items()
         ]
         page = open_page(outcomes)
-        assert "no ground truth" in page.locator("#summary").inner_text()
+        assert "no ground truth" in summary(page)
         for gone in ("#scores", "#labels", "#failed", "#order-label"):
             assert not page.locator(gone).is_visible()
         assert page.locator("#heads th").all_inner_texts() == ["Image", "Changed, %"]
@@ -272,7 +491,7 @@ class TestInABrowser:
 
     def test_failures_alone(self, open_page):
         page = open_page([], [Failure("a", "not a picture"), Failure("b", "gone")])
-        assert "2 failed" in page.locator("#summary").inner_text()
+        assert summary(page) == "0 images refined · 2 failures"
         assert names(page) == ["a", "b"]
         for gone in ("#scores", "#spread", "#labels", "#pictures"):
             assert not page.locator(gone).is_visible()
@@ -312,7 +531,72 @@ class TestInABrowser:
         assert page.locator(".picture").count() == 24
 
     def test_many_labels(self, open_page, tmp_path):
-        values = tuple(range(1000))
-        page = open_page([make_outcome(tmp_path, "a", shape=(40, 2000), values=values)])
-        assert page.locator("#bars li").count() == 40
-        assert "The 40 most frequent of 1,000 labels" in page.locator("#bars-note").inner_text()
+        values = tuple(range(150))
+        outcome = make_outcome(tmp_path, "a", shape=(40, 2000), values=values)
+        page = open_page([outcome])
+        before, after, pixels = outcome.before.iou, outcome.after.iou, outcome.before.pixels
+
+        def shown():
+            return [int(text) for text in page.locator("#bars strong.key").all_inner_texts()]
+
+        frequent = sorted(values, key=lambda label: -pixels[label])
+        assert shown() == frequent[:40]
+        assert page.locator("#bars-count").inner_text() == "40 of 150 labels shown."
+        page.locator("#bars-order").select_option("gained")
+        gained = sorted(frequent, key=lambda label: before[label] - after[label])
+        assert shown() == gained[:40]
+        page.get_by_role("button", name="Show all").click()
+        assert shown() == gained
+        assert page.locator("#bars-count").inner_text() == "150 of 150 labels shown."
+        page.locator("#bars-order").select_option("lost")
+        assert shown() == sorted(frequent, key=lambda label: after[label] - before[label])
+        page.locator("#bars-order").select_option("value")
+        assert shown() == list(values)
+        page.get_by_role("button", name="Boundary F", exact=True).click()
+        assert shown() == list(values)
+        page.get_by_role("button", name="Show 40").click()
+        assert shown() == list(range(40))
+
+    def test_labels_without_a_gain_come_last(self, open_page, tmp_path):
+        """Those that no result has any more."""
+        outcome = make_outcome(tmp_path, "a", values=(0, 1, 2, 3))
+        kept = replace(outcome, after=score_of([(80, 100)] * 3))
+        page = open_page([kept])
+        for order in ("gained", "lost"):
+            page.locator("#bars-order").select_option(order)
+            assert page.locator("#bars strong.key").all_inner_texts()[-1] == "3"
+        assert "→ –" in page.locator("#bars li").last.inner_text()
+        assert not page.locator("#bars-rest").is_visible()
+
+    def test_of_the_command(self, open_page, tmp_path, monkeypatch):
+        """What `hdcrf batch` itself writes, of a folder with a damaged photo and stray labels."""
+        monkeypatch.chdir(tmp_path)
+        write_folders()
+        photo = Path(f"images/{STEMS[2]}.png")
+        photo.write_bytes(photo.read_bytes()[:200])
+        labels = Path(f"labels/{STEMS[0]}.png")
+        with Image.open(labels) as image:
+            values = np.array(image)
+        values[0, :2] = 9
+        Image.fromarray(values).save(labels)
+        words = ("--ground-truth", "truth", "--report", "r.html")
+        assert (
+            "over 4 labels, and the one after over 3" in succeed(*words, predictions="labels", code=1).stderr
+        )
+        page = open_page.file(Path("r.html").resolve())
+        assert page.title() == "Labels refined in out"
+        assert summary(page).startswith("5 images refined · ")
+        assert summary(page).endswith("1 failure")
+        assert "over 4 labels, and the one after over 3" in page.locator("#hints").inner_text()
+        sizes = page.evaluate("Array.from(document.images, image => image.naturalWidth)")
+        assert len(sizes) == 5 * 13
+        assert min(sizes) > 0
+        page.get_by_role("button", name="IoU gain", exact=True).click()
+        gains = [text for text in page.locator("#rows td[data-name='IoU gain']").all_inner_texts()]
+        numbers = [float(text.replace("−", "-").replace("±", "")) for text in gains]
+        assert len(numbers) == 5
+        assert numbers == sorted(numbers, reverse=True)
+        assert names(page)[-1] == STEMS[2]
+        page.get_by_role("searchbox").fill("A2")
+        assert names(page) == [STEMS[2]]
+        assert "cannot be read" in page.locator("#rows .reason").inner_text()

@@ -23,11 +23,10 @@ from hdcrf.files import InputError, ignore, many
 from hdcrf.folders.outcomes import Failure, Outcome, total_scores
 from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.folders.scores import LabelScores
-from hdcrf.folders.tables import Triple, class_rows, plain, summary_rows
+from hdcrf.folders.tables import class_rows, plain, summary_rows
 
 __all__ = ["write_report"]
 
-_MOST_LABELS = 40  # with bars of their own
 _MOST_CARDS = 24  # with pictures
 _SIDE = 480  # pixels, the longer one of a picture
 _PALETTE = 4096  # colours, after which those of labels repeat
@@ -46,6 +45,7 @@ def write_report(
     settings: Mapping[str, str],
     title: str,
     unknown: Collection[int] = (),
+    hints: Sequence[str] = (),
 ) -> str:
     """Write a page of HTML that needs no other file and fetches nothing.
 
@@ -59,6 +59,7 @@ def write_report(
         settings: What they were refined with, by name.
         title: Of the page.
         unknown: Values in predictions that say nothing.
+        hints: Sentences on what may mislead in the scores.
 
     Returns:
         What the page holds, in a few words.
@@ -70,9 +71,9 @@ def write_report(
         "title": title,
         "version": hdcrf.__version__,
         "settings": [[str(name), str(value)] for name, value in settings.items()],
-        "scores": [] if total is None else [[name, *_rounded(row)] for name, row in summary_rows(*total)],
-        "scored": sum(outcome.after is not None for outcome in outcomes),
-        **_labels(total, next((outcome.output for outcome in outcomes), None)),
+        "hints": list(hints),
+        "scores": [] if total is None else [[name, *plain(row)] for name, row in summary_rows(*total)],
+        "labels": [] if total is None else _labels(*total, outcomes[0].output),
         "rows": [_row(outcome) for outcome in outcomes],
         "failures": [[failure.stem, failure.message] for failure in failures],
         "cards": cards,
@@ -104,39 +105,33 @@ def _page(title: str, data: object) -> bytes:
 
 
 def _row(outcome: Outcome) -> list[Any]:
-    """Return an image's name, the share that changed, and its mean IoU and boundary F before and after."""
+    """Return an image's name, the share that changed, and how well it agrees with its ground truth.
+
+    The latter are the pixels that count, null without ground truth; mean IoU before and after; boundary F
+    before and after. No number is rounded: the page does so once, as the terminal does.
+    """
     before, after = outcome.before, outcome.after
     if before is None or after is None:
-        return [outcome.pair.stem, round(outcome.changed, 5), None, None, None, None]
-    iou, boundary, _ = (scores for _, scores in summary_rows(before, after))
-    return [outcome.pair.stem, round(outcome.changed, 5), *_rounded(iou)[:2], *_rounded(boundary)[:2]]
+        return [outcome.pair.stem, outcome.changed, None, None, None, None, None]
+    iou, boundary, _ = (plain(scores) for _, scores in summary_rows(before, after))
+    return [outcome.pair.stem, outcome.changed, sum(before.pixels.values()), *iou[:2], *boundary[:2]]
 
 
-def _rounded(scores: Triple) -> list[float | None]:
-    return [None if score is None else round(score, 5) for score in plain(scores)]
-
-
-def _labels(total: tuple[LabelScores, LabelScores] | None, output: Path | None) -> dict[str, Any]:
-    """Return the scores of the labels that have most pixels, and how many labels there are."""
-    if total is None:
-        return {"labels": [], "label_count": 0}
-    rows = class_rows(*total)
-    most = sorted(rows, key=lambda row: -row[1])[:_MOST_LABELS]
+def _labels(before: LabelScores, after: LabelScores, output: Path) -> list[list[Any]]:
+    """Return of each label its value, colour, share of the truth, IoU and boundary F; most frequent first."""
+    rows = sorted(class_rows(before, after), key=lambda row: -row[1])
     all_pixels = max(1, sum(row[1] for row in rows))
-    colours = _colours(np.array([row[0] for row in most], np.int64), _palette_of(output))
-    labels = [
-        [value, "#" + bytes(colour).hex(), round(pixels / all_pixels, 5), _rounded(iou), _rounded(boundary)]
-        for (value, pixels, iou, boundary), colour in zip(most, colours, strict=True)
+    colours = _colours(np.array([row[0] for row in rows], np.int64), _palette_of(output))
+    return [
+        [value, "#" + bytes(colour).hex(), pixels / all_pixels, plain(iou), plain(boundary)]
+        for (value, pixels, iou, boundary), colour in zip(rows, colours, strict=True)
     ]
-    return {"labels": labels, "label_count": len(rows)}
 
 
-def _palette_of(output: Path | None) -> NDArray[np.uint8] | None:
+def _palette_of(output: Path) -> NDArray[np.uint8] | None:
     """Return the colours of a PNG of labels, if it has some and can be read."""
     from PIL import Image
 
-    if output is None:
-        return None
     try:
         with Image.open(output) as image:
             colours = image.getpalette("RGB") if image.mode == "P" else None
@@ -179,8 +174,8 @@ def _card(outcome: Outcome, unknown: Collection[int]) -> dict[str, Any]:
     before = tried(_read_before, pair.prediction, shape, unknown)
     after = tried(read_labels, "refined labels", outcome.output, shape)
     truth = None if pair.truth is None else tried(read_labels, "ground truth", pair.truth, shape)
-    if truth is not None and outcome.after is not None:  # the rest was not counted
-        truth[~np.isin(truth, outcome.after.values)] = _NONE
+    if truth is not None:
+        truth = _counted(truth, outcome.after)
     palette = _palette_of(outcome.output)
     card: dict[str, Any] = {
         "problems": problems,
@@ -195,9 +190,17 @@ def _card(outcome: Outcome, unknown: Collection[int]) -> dict[str, Any]:
         card["differences"] = _drawn(differences, _DIFFERENCES)
         if truth is not None:
             card["mended"], card["broken"] = (
-                round(float(np.mean(differences == kind)), 5) for kind in (_MENDED, _BROKEN)
+                float(np.mean(differences == kind)) for kind in (_MENDED, _BROKEN)
             )
     return card
+
+
+def _counted(truth: NDArray[np.int64], scores: LabelScores | None) -> NDArray[np.int64] | None:
+    """Return the truth where it counted, -1 elsewhere; None if it did nowhere."""
+    if scores is None:
+        return None
+    truth = np.where(np.isin(truth, scores.values), truth, _NONE)
+    return truth if (truth >= 0).any() else None
 
 
 def _read_photo(path: Path) -> NDArray[np.uint8]:
