@@ -135,7 +135,7 @@ def refine_pair(pair: Pair, output: Path, settings: dict[str, float]) -> Outcome
 
 
 def take_screenshot(page: Path, path: Path) -> None:
-    """Write a picture of the upper part of a page, with few enough colours to be small."""
+    """Write a picture of a page down to its table, with two of the cards and few colours, to be small."""
     from PIL import Image
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -145,10 +145,16 @@ def take_screenshot(page: Path, path: Path) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1200, "height": 1620})
+        opened = browser.new_page(viewport={"width": 1200, "height": 900})
         opened.goto(page.resolve().as_uri())
         opened.locator("#order").select_option("gained")  # different photos first
-        opened.screenshot(path=path)
+        opened.locator(".picture").evaluate_all("cards => cards.forEach((card, i) => card.hidden = i > 1)")
+        opened.get_by_role("button", name="IoU gain").click()
+        opened.get_by_role("searchbox").fill("chelsea")
+        opened.evaluate("scrollTo(0, 0)")
+        table = opened.locator("#images").bounding_box()
+        clip = {"x": 0, "y": 0, "width": 1200, "height": table["y"] + table["height"] + 12}
+        opened.screenshot(path=path, full_page=True, clip=clip)
         browser.close()
     with Image.open(path) as image:
         few = image.convert("RGB").quantize(
