@@ -130,6 +130,6 @@ def _fewer_labels(before: LabelScores, after: LabelScores) -> list[str]:
         return []
     return [
         f"the mean IoU before is over {many(len(before.iou), 'label')}, and the one after over "
-        f"{len(after.iou)}: {_some(gone)} not in the ground truth, and in no result any more, which is a part "
-        "of what it gained"
+        f"{len(after.iou)}: {_some(gone)} not in the ground truth, and in no result any more, which is a "
+        "part of what it gained"
     ]
