@@ -6,20 +6,15 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
-from hdcrf.command_batch_results import (
-    hints,
-    output_writers,
-    print_notes,
-    summary,
-)
+from hdcrf.command_batch_results import hints, output_writers, print_notes, summary
+from hdcrf.command_batch_run import Run
 from hdcrf.command_folders import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
 from hdcrf.command_image import BYTES_A_PIXEL
 from hdcrf.command_options import (
@@ -32,18 +27,18 @@ from hdcrf.command_options import (
 )
 from hdcrf.command_running import (
     find_device,
+    fitting_threads,
     layer_arguments,
     memory_of,
     note_taker,
     print_results,
-    progress_bar,
 )
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, check_outputs, many, reason, whole_files
-from hdcrf.folders.manifest import Entry, Manifest, open_manifest
-from hdcrf.folders.outcomes import Failure, Outcome, total_scores
+from hdcrf.folders.manifest import MANIFEST, open_manifest
+from hdcrf.folders.outcomes import total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
-from hdcrf.folders.refinement import Refinement, Result, run_in_threads
+from hdcrf.folders.refinement import Refinement
 from hdcrf.folders.settings import Settings
 
 __all__ = ["batch"]
@@ -67,7 +62,11 @@ _SHARE_OF_MEMORY = 0.8
     type=click.IntRange(min=1),
     help="Images to work on at a time; by default as many as there are CPUs.",
 )
-@click.option("--restart", is_flag=True, help="Do all again, also what an earlier run has finished.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Do all again, also what an earlier run has finished, and replace files that no run has made.",
+)
 @click.option(
     "--ground-truth",
     type=PATH,
@@ -123,6 +122,7 @@ def batch(
     """
     place = find_device(device)
     note = note_taker(quiet)
+    threads = fitting_threads(threads, note)
     _check_scored(ground_truth, ignore, scores)
     pairs = find_pairs(images, predictions, ground_truth, note=note)
     check_predictions(context, pairs)
@@ -131,136 +131,70 @@ def batch(
     folders = {"images": images, "predictions": predictions, "ground truth": ground_truth}
     with _folder(output, folders):
         check_outputs(outputs, model_files(compatibility))
+        _check_replaced(output, pairs, restart)
+    memory = memory_of(place)
     with open_manifest(output, restart=restart) as manifest:
-        digest = settings.digest
-        kept = {pair.stem: entry for pair in pairs if (entry := manifest.kept(pair, digest))}
-        with _explained(context, kept, len(pairs)) as results:
-            memory = memory_of(place)
-            refinement = Refinement(
-                settings,
-                place,
-                manifest.output,
-                memory=None if memory is None else int(memory * _SHARE_OF_MEMORY),
-                bytes_a_pixel=BYTES_A_PIXEL,
-                ignore=ignore,
-            )
-            cpus = os.cpu_count() or 1
-            workers = min(workers or cpus, len(pairs))
-            threads = threads or max(1, cpus // workers)
-            at_work = (workers, threads)
-            _score_kept(pairs, kept, refinement, at_work, results, quiet)
+        refinement = Refinement(
+            settings,
+            place,
+            manifest.output,
+            memory=None if memory is None else int(memory * _SHARE_OF_MEMORY),
+            bytes_a_pixel=BYTES_A_PIXEL,
+            ignore=ignore,
+        )
+        run = Run(pairs, manifest, refinement, workers=workers, threads=threads, quiet=quiet)
+        with _explained(context, run):
+            run.score_kept()
             began = time.perf_counter()
-            _refine_others(pairs, manifest, kept, refinement, at_work, results, quiet)
+            run.refine_others()
             seconds = time.perf_counter() - began
-
-            in_order = [results[pair.stem] for pair in pairs]
-            print_notes(in_order, note)
-            entries = [result.entry for result in in_order if result.entry is not None]
-            outcomes = _outcomes(in_order, manifest)
-            failures = [
-                Failure(result.pair.stem, result.failure) for result in in_order if result.failure is not None
-            ]
+            print_notes(run.results, note)
+            outcomes, failures = run.outcomes, run.failures
             with as_input_error(f"ground truth {ground_truth}: "):
                 total = total_scores(outcomes)
             said = _said({**model, "compatibility": compatibility}, gt_prob, unknown, pairs)
             writers = output_writers(outputs, outcomes, failures, total, said, unknown, output)
-            # In memory first: what a kill could leave beside the files is there for a moment alone.
-            made = {name: io.BytesIO() for name in outputs}
-            contents = [writers[name](made[name], path) for name, (path, _) in outputs.items()]
-            with whole_files([path for path, _ in outputs.values()]) as files:
-                for buffer, file in zip(made.values(), files, strict=True):
-                    file.write(buffer.getbuffer())
-            new = len(entries) - len(kept)
-            lines = [f"output: {output} ({many(len(entries), 'image')}, {new} refined and {len(kept)} kept)"]
-            if new:
-                lines.append(
-                    f"{seconds:.1f} s, {new / seconds:.3g} images a second, by {many(workers, 'worker')} on "
-                    f"{many(threads, 'thread')} each"
-                )
-            lines += summary(entries, total)
-            print_results(
-                outputs,
-                contents,
-                "\n".join(lines),
-                "\n".join(hints(entries, total, ignore)) or None,
-                quiet,
-            )
+            lines = [*_effort(output, run, seconds), *summary(run.entries, total)]
+            hint = "\n".join(hints(run.entries, total, ignore)) or None
+            try:
+                contents = _written(outputs, writers)
+            except OSError:  # of the report or the scores: the images are done
+                print_results({}, [], "\n".join(lines), hint, quiet)
+                print_failures(failures, len(pairs))
+                raise
+            print_results(outputs, contents, "\n".join(lines), hint, quiet)
             print_failures(failures, len(pairs))
     if failures:
         context.exit(1)
 
 
-def _score_kept(
-    pairs: Sequence[Pair],
-    kept: Mapping[str, Entry],
-    refinement: Refinement,
-    at_work: tuple[int, int],
-    results: dict[str, Result],
-    quiet: bool,
-) -> None:
-    """Score the pairs that need not be done again, where there is ground truth.
+def _effort(output: Path, run: Run, seconds: float) -> list[str]:
+    """Return lines on how many images there are, and how long they took."""
+    new = len(run.entries) - len(run.kept)
+    lines = [f"output: {output} ({many(len(run.entries), 'image')}, {new} refined and {len(run.kept)} kept)"]
+    if new:
+        workers, threads = run.at_work(len(run.results) - len(run.kept))
+        lines.append(
+            f"{seconds:.1f} s, {new / seconds:.3g} images a second, by {many(workers, 'worker')} on "
+            f"{many(threads, 'thread')} each"
+        )
+    return lines
 
-    Args:
-        pairs: All of them.
-        kept: Those, from the record.
-        refinement: What scores them.
-        at_work: How many workers, and the threads of each.
-        results: Gets the results, by their stems.
-        quiet: Whether to show no progress.
+
+def _written(
+    outputs: Mapping[str, tuple[Path, Sequence[str]]],
+    writers: Mapping[str, Callable[[BinaryIO, Path], str]],
+) -> list[str]:
+    """Write the outputs, all or none; return what each of them holds.
+
+    In memory first: what a kill could leave beside the files is there for a moment alone.
     """
-    of_kept = [pair for pair in pairs if pair.stem in kept]
-    results |= {pair.stem: Result(pair, kept[pair.stem]) for pair in of_kept}
-    tasks = [partial(refinement.score, pair, kept[pair.stem]) for pair in of_kept if pair.truth is not None]
-    _run(
-        tasks, "Scores", refinement, at_work, lambda result: results.update({result.pair.stem: result}), quiet
-    )
-
-
-def _refine_others(
-    pairs: Sequence[Pair],
-    manifest: Manifest,
-    kept: Collection[str],
-    refinement: Refinement,
-    at_work: tuple[int, int],
-    results: dict[str, Result],
-    quiet: bool,
-) -> None:
-    """Refine the other pairs, and record each that is finished.
-
-    They are by themselves, so that the rate and the time left are those of refining.
-    """
-
-    def finish(result: Result) -> None:
-        if result.entry is not None:
-            manifest.add(result.entry)
-        results[result.pair.stem] = result
-
-    tasks = [partial(refinement.refine, pair) for pair in pairs if pair.stem not in kept]
-    _run(tasks, "Images", refinement, at_work, finish, quiet)
-
-
-def _run(
-    tasks: Sequence[Callable[[], Result]],
-    label: str,
-    refinement: Refinement,
-    at_work: tuple[int, int],
-    finish: Callable[[Result], object],
-    quiet: bool,
-) -> None:
-    """Do tasks in threads, and show a bar."""
-    if not tasks:
-        return
-    done = 0
-    with progress_bar(len(tasks), label, quiet, unit="images") as progress:
-
-        def count(result: Result) -> None:
-            nonlocal done
-            finish(result)
-            done += 1
-            if progress is not None:
-                progress(done)
-
-        run_in_threads(tasks, *at_work, count, refinement.stop)
+    made = {name: io.BytesIO() for name in outputs}
+    contents = [writers[name](made[name], path) for name, (path, _) in outputs.items()]
+    with whole_files([path for path, _ in outputs.values()]) as files:
+        for buffer, file in zip(made.values(), files, strict=True):
+            file.write(buffer.getbuffer())
+    return contents
 
 
 def _check_scored(ground_truth: Path | None, ignore: int | None, scores: tuple[Path, ...]) -> None:
@@ -315,42 +249,54 @@ def _folder(output: Path, folders: Mapping[str, Path | None]) -> Iterator[None]:
         raise
 
 
+def _check_replaced(output: Path, pairs: Sequence[Pair], restart: bool) -> None:
+    """Check that outputs would replace nothing but what this command has made, unless that is asked for.
+
+    Raises:
+        InputError: If one is a file of the inputs, through a link, or there is one and no record.
+    """
+    present = [path for pair in pairs if os.path.lexists(path := output / f"{pair.stem}.png")]
+    if not present:
+        return
+    inputs: dict[tuple[int, int] | None, str] = {}
+    for pair in pairs:
+        roles = {"image": pair.image, "prediction": pair.prediction, "ground truth": pair.truth}
+        inputs |= {_place(path): f"{role} {path}" for role, path in roles.items() if path is not None}
+    inputs.pop(None, None)
+    for path in present:
+        if (same := inputs.get(_place(path))) is not None:
+            raise InputError(f"--output: {path} is the same file as the {same}; name another folder")
+    if not restart and not (output / MANIFEST).exists():
+        raise InputError(
+            f"--output {output} holds {many(len(present), 'file')} that would be replaced, such as "
+            f"{present[0].name}, and no run of this command has made them; name another folder, or say "
+            "--restart to replace them"
+        )
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Return what is the same for all names of a file; None if there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
 @contextmanager
-def _explained(context: click.Context, kept: Collection[str], total: int) -> Iterator[dict[str, Result]]:
-    """Yield a dict for the results by their stems; if the block ends early, say how far it came."""
-    results: dict[str, Result] = {}
-
-    def finished() -> str:
-        stems = {stem for stem, result in results.items() if result.entry is not None}.union(kept)
-        return f"{len(stems)} of {total} images are finished, and the same command goes on with the rest"
-
+def _explained(context: click.Context, run: Run) -> Iterator[None]:
+    """If the block ends early, say how far the run came."""
     try:
-        yield results
+        yield
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; {finished()}.", err=True)
+        click.echo(f"Interrupted; {run.progress}.", err=True)
         context.exit(130)
     except SystemExit:  # by a signal
-        click.echo(f"Ended; {finished()}.", err=True)
+        click.echo(f"Ended; {run.progress}.", err=True)
         raise
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        raise click.ClickException(f"cannot write the results: {reason(error)}; {finished()}") from error
-
-
-def _outcomes(results: Sequence[Result], manifest: Manifest) -> list[Outcome]:
-    """Return what became of the images that are finished."""
-    return [
-        Outcome(
-            result.pair,
-            manifest.output(entry.stem),
-            entry.changed / max(1, entry.known),
-            result.before,
-            result.after,
-        )
-        for result in results
-        if (entry := result.entry) is not None
-    ]
+        raise click.ClickException(f"cannot write the results: {reason(error)}; {run.progress}") from error
 
 
 def _said(

@@ -8,7 +8,7 @@ import click
 
 from hdcrf.command_failures import as_print_failure
 from hdcrf.command_options import is_given
-from hdcrf.files import import_extra, many
+from hdcrf.files import import_extra, many, printable
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair
 
@@ -78,4 +78,4 @@ def print_failures(failures: Sequence[Failure], total: int) -> None:
         if failures:
             click.echo(f"{len(failures)} of {many(total, 'image')} failed:", err=True)
         for failure in failures:
-            click.echo(f"  {failure.stem}: {failure.message}", err=True)
+            click.echo(f"  {printable(failure.stem)}: {printable(failure.message)}", err=True)

@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hdcrf import machine
 from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
 from hdcrf.command_failures import as_print_failure, as_write_failure
 from hdcrf.command_options import EARLY_NOTES
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, Note, ignore, whole_files
-from hdcrf.machine import cpu_count, memory_of
+from hdcrf.files import InputError, Note, ignore, printable, whole_files
+from hdcrf.machine import memory_of
 
 __all__ = [
     "build_layer",
     "check_memory",
     "find_device",
+    "fitting_threads",
     "layer_arguments",
     "memory_of",
     "note_taker",
@@ -114,12 +116,18 @@ def find_device(name: str) -> torch.device:
 
 def use_threads(threads: int | None, note: Note) -> None:
     """Compute on so many threads, but on no more than there are CPUs: more only wait for each other."""
-    if threads is None:
-        return
-    most = cpu_count()
-    if threads > most:
+    fitting = fitting_threads(threads, note)
+    if fitting is not None:
+        torch.set_num_threads(fitting)
+
+
+def fitting_threads(threads: int | None, note: Note) -> int | None:
+    """Return so many threads, or as many as there are CPUs, if there are fewer; None for None."""
+    most = machine.cpu_count()
+    if threads is not None and threads > most:
         note(f"--threads {threads} is more than the CPUs; using {most}")
-    torch.set_num_threads(min(threads, most))
+        return most
+    return threads
 
 
 def check_memory(needed: int, what: str, device: torch.device, advice: str) -> None:
@@ -159,7 +167,7 @@ def progress_bar(
 
     roomy = shutil.get_terminal_size().columns >= _ROOM_FOR_SPEED
 
-    def speed(done: int | None) -> str | None:
+    def speed(done: int) -> str | None:
         seconds = time.monotonic() - began
         return f"{done / seconds:.3g} {unit}/s" if done and unit and seconds and roomy else None
 
@@ -169,12 +177,12 @@ def progress_bar(
         width=0,  # what the rest leaves of the terminal: a line that wraps is printed again and again
         file=sys.stderr,
         show_pos=unit is not None,
-        item_show_func=speed,
+        item_show_func=lambda shown: shown,
     ) as bar:
 
         def update(done: int, length: int = length) -> None:
             bar.length = length
-            bar.update(done - bar.pos, done)
+            bar.update(done - bar.pos, speed(done))
 
         yield update
 
@@ -233,4 +241,4 @@ def note_taker(quiet: bool) -> Note:
 
 
 def _print_note(message: str) -> None:
-    click.echo(f"Note: {message}", err=True)
+    click.echo(f"Note: {printable(message)}", err=True)

@@ -26,6 +26,7 @@ __all__ = [
     "import_extra",
     "many",
     "natural_order",
+    "printable",
     "reason",
     "whole_files",
 ]
@@ -53,6 +54,11 @@ def reason(error: BaseException) -> str:
 def many(count: int, noun: str) -> str:
     """Return how many there are of something."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return a text without what would move a terminal's cursor: a file's name may hold anything."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 def import_extra(module: str, purpose: str, extra: str, *, package: str | None = None) -> Any:

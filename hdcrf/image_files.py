@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "picture_size_and_palette",
     "read_annotation",
     "read_label_picture",
     "read_photo",
@@ -172,12 +173,28 @@ def read_label_picture(
         steps[0] = _GREY_STEPS.get(str(tiles[0][3]), 1) if tiles else 1
 
     image, _ = _decode(role, path, check)
-    palette = None
-    if image.mode == "P":
-        palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    palette = _palette_of(image)
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16), palette
     return np.asarray(image).astype(np.uint8) // np.uint8(steps[0]), palette
+
+
+def picture_size_and_palette(
+    path: Path, *, role: str = "picture"
+) -> tuple[tuple[int, int], NDArray[np.uint8] | None]:
+    """Return the shape (H, W) of a picture, and its palette (P, 3) if it has one; it is not decoded.
+
+    Raises:
+        InputError: If the file is missing, or no picture.
+    """
+    with _opened(role, path) as image:
+        return image.size[::-1], _palette_of(image)
+
+
+def _palette_of(image: Image) -> NDArray[np.uint8] | None:
+    if image.mode != "P":
+        return None
+    return np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
 
 
 def _check_colours(path: Path, annotation: NDArray[np.uint8], note: Note) -> None:
@@ -271,25 +288,37 @@ def write_picture(file: BinaryIO, picture: NDArray[np.uint8], suffix: str = ".pn
 
 def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Image, list[str]]:
     """Return the first frame, upright, and remarks on what was done; `check` sees it before it is decoded."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    remarks = []
+    with collected_warnings() as complaints, _opened(role, path) as image:
+        check(image)
+        if getattr(image, "n_frames", 1) > 1:
+            remarks.append("only the first of its frames is used")
+        if image.mode == "RGB" and ";16" in str(getattr(image, "tile", "")):
+            remarks.append("16 bits a channel reduced to the upper 8")
+        image.load()
+        upright: Image = image
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            remarks.append("turned upright as its orientation tag says")
+            upright = ImageOps.exif_transpose(image)
+    return upright, remarks + complaints
+
+
+@contextmanager
+def _opened(role: str, path: Path) -> Iterator[Image]:
+    """Open a picture of any size; what is wrong with it is the user's to mend."""
+    from PIL import Image, UnidentifiedImageError
 
     check_file(role, path)
-    remarks = []
     try:
-        with collected_warnings() as complaints, _without_limit(), Image.open(path) as image:
-            check(image)
-            if getattr(image, "n_frames", 1) > 1:
-                remarks.append("only the first of its frames is used")
-            if image.mode == "RGB" and ";16" in str(getattr(image, "tile", "")):
-                remarks.append("16 bits a channel reduced to the upper 8")
-            image.load()
-            upright: Image.Image = image
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                remarks.append("turned upright as its orientation tag says")
-                upright = ImageOps.exif_transpose(image)
+        with _without_limit(), Image.open(path) as image:
+            yield image
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:
+        if path.stat().st_size == 0:
+            raise InputError(f"{role} {path} is empty; save it again") from error
         raise InputError(
             f"{role} {path} is not a picture in a format that is known here; save it as PNG or JPEG"
         ) from error
@@ -297,7 +326,6 @@ def _decode(role: str, path: Path, check: Callable[[Image], None]) -> tuple[Imag
         raise InputError(
             f"{role} {path} cannot be read: {reason(error)}; it may be damaged, save it again"
         ) from error
-    return upright, remarks + complaints
 
 
 @contextmanager

@@ -22,6 +22,8 @@ def collected_warnings() -> Iterator[list[str]]:
 
     `warnings.catch_warnings` alone is not for threads: it changes what is the whole process's, and puts it
     back in any order. Here the first thread that comes changes it, and the last that leaves puts it back.
+    Until then warnings of other threads are shown as ever, but all of them, whatever their filters say; and
+    `warnings.catch_warnings` in one of these, begun earlier or ended later, puts back what it found.
     """
     before = getattr(_own, "messages", None)
     messages: list[str] = []

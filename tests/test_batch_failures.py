@@ -2,10 +2,14 @@
 
 import json
 import os
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from batch_folder import (
     HEIGHT,
     LABELS,
@@ -22,6 +26,8 @@ from batch_folder import (
 from hdcrf import command_batch
 from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST
+from hdcrf.folders.pairs import Pair
+from hdcrf.folders.settings import Settings
 
 
 class TestFailures:
@@ -112,6 +118,73 @@ class TestFailures:
         os.chdir(folders)
         assert counts(succeed()) == (6 - kept, kept)
 
+    def test_no_place_for_the_report(self, folders, monkeypatch):
+        """The images are done, so that what became of them is said."""
+
+        def full(paths):
+            raise OSError(28, "No space left on device", str(paths[0]))
+
+        monkeypatch.setattr(command_batch, "whole_files", full)
+        result = invoke("--ground-truth", "truth", "--report", "r.html")
+        assert result.exit_code == 1
+        assert (
+            "cannot write the results: [Errno 28] No space left on device: 'r.html'; 6 of 6" in result.stderr
+        )
+        assert "output: out (6 images, 6 refined and 0 kept)" in result.stdout
+        assert "mean IoU" in result.stdout
+        assert not os.path.exists("r.html")
+
+    def test_an_error_while_results_are_taken_is_the_one_that_is_raised(self):
+        taken = []
+
+        def take(result):
+            taken.append(result)
+            raise OSError(28, f"at {result}")
+
+        tasks = [partial(str, index) for index in range(8)]
+        with pytest.raises(OSError, match="at 0"):
+            refinement.run_in_threads(tasks, 1, 1, take, lambda: None)
+        assert len(taken) == len(set(taken))
+
+    def test_images_at_work_are_given_up(self, folders):
+        """An iteration takes some 0.1 ms here, so that a million of them would take minutes."""
+        begun = threading.Event()
+        work = refinement.Refinement(
+            Settings({"iterations": 1_000_000, "compatibility": "potts"}, 0.7, ()),
+            torch.device("cpu"),
+            lambda stem: Path(f"{stem}.png"),
+            memory=None,
+            bytes_a_pixel=1,
+            ignore=None,
+        )
+        check = work._check_stop
+        work._check_stop = lambda done: (begun.set(), check(done))
+        pair = Pair("a0", Path("images/a0.png"), Path("probabilities/a0.npy"), None)
+        results = []
+
+        def interrupt(result):
+            raise KeyboardInterrupt
+
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            refinement.run_in_threads(
+                [lambda: results.append(work.refine(pair)), begun.wait], 2, 1, interrupt, work.stop
+            )
+        assert begun.is_set()
+        assert results == []
+        assert time.monotonic() - began < 20
+        assert not os.path.exists("a0.png")
+
+    @pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
+    def test_names_that_would_colour_the_terminal(self, folders):
+        stem = "a\x1b[31mred\r"
+        os.rename("images/a0.png", f"images/{stem}.png")
+        os.rename("probabilities/a0.npy", f"probabilities/{stem}.npy")
+        Path(f"images/{stem}.png").write_bytes(b"damaged")
+        errors = succeed(code=1).stderr
+        assert "  a?[31mred?: image images/a?[31mred?.png is not a picture" in errors
+        assert "\x1b" not in errors
+
     def test_too_large_for_the_memory(self, folders, monkeypatch):
         monkeypatch.setattr(command_batch, "memory_of", lambda device: 470 * 500)
         result = succeed(code=1)
@@ -155,6 +228,32 @@ class TestRefused:
     )
     def test_outputs(self, output, message, folders):
         assert message in refuse("--ground-truth", "truth", output=output)
+
+    def test_files_that_no_run_has_made(self, folders):
+        """Such as those of a folder of labels, given as the output by mistake."""
+        before = {path: path.read_bytes() for path in Path("labels").iterdir()}
+        message = refuse(output="labels")
+        assert "labels holds 6 files that would be replaced, such as a0.png, and no run of this" in message
+        assert {path: path.read_bytes() for path in Path("labels").iterdir()} == before
+        assert counts(succeed("--restart", output="labels")) == (6, 0)
+        assert counts(succeed(output="labels")) == (0, 6)
+
+    @pytest.mark.skipif(os.name != "posix", reason="not every Windows user may make links")
+    def test_links_to_inputs(self, folders):
+        os.mkdir("out")
+        os.symlink("../labels/a2.png", "out/a2.png")
+        before = Path("labels/a2.png").read_bytes()
+        for words in ((), ("--restart",)):
+            message = refuse(*words, predictions="labels")
+            assert "--output: out/a2.png is the same file as the prediction labels/a2.png; name" in message
+        assert Path("labels/a2.png").read_bytes() == before
+        os.remove("out/a2.png")
+        succeed(predictions="labels")
+        os.remove("truth/a3.png")
+        os.symlink("../out/a3.png", "truth/a3.png")
+        assert "is the same file as the ground truth truth/a3.png" in refuse(
+            "--ground-truth", "truth", predictions="labels"
+        )
 
     def test_folders(self, folders):
         assert "predictions no does not exist" in refuse(predictions="no")

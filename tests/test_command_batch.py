@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from batch_folder import (
 from PIL import Image
 
 import hdcrf
-from hdcrf import command_batch, image_files
+from hdcrf import command_batch, image_files, machine
 from hdcrf.command_batch import batch
-from hdcrf.folders import refinement, settings
+from hdcrf.folders import refinement
 from hdcrf.folders.manifest import MANIFEST
 
 
@@ -199,10 +200,13 @@ class TestAtWork:
 
     @pytest.mark.parametrize(
         ("words", "images", "expected"),
-        [((), 6, (4, 1)), ((), 2, (2, 2)), (("--workers", 1), 6, (1, 4)), (("--threads", 3), 1, (1, 3))],
+        [
+            *(((), 6, (4, 1)), ((), 2, (2, 2)), (("--workers", 1), 6, (1, 4)), (("--threads", 3), 1, (1, 3))),
+            (("--threads", 9), 1, (1, 4)),
+        ],
     )
     def test_cpus_are_shared(self, words, images, expected, folders, monkeypatch):
-        monkeypatch.setattr(command_batch.os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(machine, "cpu_count", lambda: 4)
         for stem in STEMS[images:]:
             os.remove(f"images/{stem}.png")
         seen = []
@@ -222,6 +226,10 @@ class TestAtWork:
         thread.start()
         thread.join()
         assert (torch.get_num_threads(), after) == (own, [own])
+        assert ("Note: --threads 9 is more than the CPUs; using 4" in result.stderr) == (9 in words)
+        os.remove("out/a0.png")
+        again = succeed(*words).stdout  # of a single image that is left
+        assert "by 1 worker on " + ("3 threads" if 3 in words else "4 threads") in again
 
     def test_large_images_wait_for_each_other(self):
         budget = refinement._Budget(100)
@@ -243,22 +251,34 @@ class TestAtWork:
         assert max(total for total in most if total < 500) <= 100
         assert 500 in most  # alone
 
-    def test_images_wait_for_memory(self, folders, monkeypatch):
-        """Each takes 490 kB, for its pixels and its probabilities, of 700 kB."""
-        monkeypatch.setattr(command_batch, "memory_of", lambda device: 875_000)
-        read = settings.read_prediction
+    @pytest.mark.parametrize(("memory", "together"), [(875_000, 1), (1_750_000, 3)])
+    def test_images_wait_for_memory(self, memory, together, folders, monkeypatch):
+        """Each takes 421 kB for its pixels and three labels, of four fifths."""
+        monkeypatch.setattr(command_batch, "memory_of", lambda device: memory)
+        likely = refinement.most_likely
         at_work, most = [], []
 
-        def read_slowly(path, *arguments, **options):
-            at_work.append(path)
+        def slowly(*given):
+            at_work.append(given)
             most.append(len(at_work))
-            time.sleep(0.02)
-            at_work.remove(path)
-            return read(path, *arguments, **options)
+            time.sleep(0.1)
+            at_work.pop()
+            return likely(*given)
 
-        monkeypatch.setattr(settings, "read_prediction", read_slowly)
+        monkeypatch.setattr(refinement, "most_likely", slowly)
         succeed("--workers", 4)
-        assert most == [1] * COUNT
+        assert len(most) == COUNT
+        assert max(most) == together
+
+    @pytest.mark.parametrize("count", [3, 60])
+    def test_memory_grows_with_the_labels(self, count, folders, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            refinement._Budget, "of", lambda self, needed: (asked.append(needed), nullcontext())[1]
+        )
+        np.save("costs.npy", 1 - np.eye(count, dtype=np.float32))
+        succeed("--workers", 1, "--compatibility", "costs.npy", predictions="labels")
+        assert asked == COUNT * [24 * 36 * 3, 24 * 36 * (470 + 17 * (count - 2))]
 
     def test_progress(self, folders, monkeypatch):
         shown = []

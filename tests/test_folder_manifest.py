@@ -1,6 +1,7 @@
 """The record of a folder: what is read of it, and what a kill or a full disk leaves in it."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -40,7 +41,20 @@ def test_what_is_added_is_kept(tmp_path, pairs):
     assert kept(tmp_path, pairs) == [entry_of(pairs[0]), None]
 
 
-@pytest.mark.parametrize("line", [b'{"stem": "b", "sett', b"null", b"[]", b'{"stem": "b"}', b"\xff\x00"])
+def changed(**values):
+    """Return a line that is whole, but for some values."""
+    entry = Entry("b", "settings", ("b", 1, 1), ("b", 1, 1), "", 9, 9, 1, 2, 2)
+    return json.dumps({**asdict(entry), **values}).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b'{"stem": "b", "sett', b"null", b"[]", b'{"stem": "b"}', b"\xff\x00", b"[" * 100_000),
+        *(changed(stem=["b"]), changed(changed="x"), changed(image=3), changed(output=None)),
+    ],
+    ids=range(10),
+)
 def test_lines_that_say_nothing_are_passed_over(line, tmp_path, pairs):
     """Also the last one, without its end: what is added then is a line of its own."""
     (tmp_path / MANIFEST).write_bytes(line + b"\n" + line)

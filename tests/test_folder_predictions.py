@@ -1,8 +1,10 @@
 """Predictions of a folder: labels as PNG, probabilities as NumPy and TIFF files, and what is refused."""
 
+import logging
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from hdcrf.files import InputError
+from hdcrf.folders import predictions
 from hdcrf.folders.predictions import read_labels, read_prediction
 from hdcrf.image_files import _without_limit, read_photo
 from hdcrf.potentials import logits_from_labels, logits_from_probabilities
@@ -112,7 +115,8 @@ class TestLabels:
             (lambda a: Image.fromarray(np.dstack([a] * 3)).save("a.png"), "of kind 'RGB', in which labels"),
             (lambda a: Image.fromarray(a).save("a.png", format="JPEG"), "is JPEG, not PNG"),
             (lambda a: Image.fromarray(a[:20]).save("a.png"), "is 36 x 20 pixels, but the photo is 36 x 24"),
-            (lambda a: open("a.png", "wb").close(), "not a picture in a format that is known"),
+            (lambda a: open("a.png", "wb").close(), "prediction .*a.png is empty; save it again"),
+            (lambda a: Path("a.png").write_text("a"), "not a picture in a format that is known"),
         ],
     )
     def test_refused(self, make, message, read, tmp_path, monkeypatch):
@@ -261,6 +265,26 @@ class TestProbabilities:
         with pytest.raises(InputError, match=r"a\.tif cannot be read: "):
             read(tmp_path / "a.tif")
 
+    def test_bytes_of_what_is_in_a_file(self, tmp_path, probabilities):
+        size = probabilities.nbytes
+        even = np.full_like(probabilities, 0.2)
+        np.save(tmp_path / "a.npy", probabilities)
+        np.savez_compressed(tmp_path / "a.npz", probabilities=even, names=np.arange(3))
+        tifffile.imwrite(
+            tmp_path / "a.tif", even.transpose(2, 0, 1), photometric="minisblack", compression="zlib"
+        )
+        write_one_by_one(tmp_path / "b.tif", np.ascontiguousarray(even.transpose(2, 0, 1)))
+        Image.fromarray(probabilities.argmax(2).astype(np.uint8)).save(tmp_path / "a.png")
+        found = {path.name: predictions.array_bytes(path) for path in sorted(tmp_path.iterdir())}
+        assert found.pop("a.png") == 0
+        assert found.pop("a.npy") - size in range(64, 257)  # with its header
+        assert found.pop("a.npz") - size in range(64, 257)
+        assert found == {"a.tif": size, "b.tif": size}
+        for name in ("a.npz", "a.tif"):
+            (tmp_path / name).write_bytes(b"damaged")
+            assert predictions.array_bytes(tmp_path / name) == 7
+        assert predictions.array_bytes(tmp_path / "missing.npy") == 0
+
     def test_other_suffix(self, read, tmp_path):
         with pytest.raises(
             InputError, match=r"must be a \.png, \.npy, \.npz, \.tif or \.tiff file, got \.jpg"
@@ -292,6 +316,15 @@ class TestReadLabels:
 
 
 class TestThreads:
+    def test_what_tifffile_logs_is_taken_down_only_while_a_file_is_read(self, read, tmp_path, probabilities):
+        logger = logging.getLogger("tifffile")
+        handlers = list(logger.handlers)
+        tifffile.imwrite(tmp_path / "a.tif", probabilities.transpose(2, 0, 1), photometric="minisblack")
+        with predictions._refused_complaints():
+            read(tmp_path / "a.tif")
+            assert len(logger.handlers) == len(handlers) + 1
+        assert logger.handlers == handlers
+
     def test_what_is_the_process_s_is_put_back(self, tmp_path):
         """Pillow's limit and the handling of warnings belong to all threads."""
         values = np.random.default_rng(0).integers(0, 255, (200, 300), dtype=np.uint8)

@@ -11,6 +11,7 @@ from PIL import Image
 from hdcrf import image_files
 from hdcrf.files import InputError
 from hdcrf.image_files import (
+    picture_size_and_palette,
     read_annotation,
     read_label_picture,
     read_photo,
@@ -161,7 +162,12 @@ class TestPhoto:
         with pytest.raises(InputError, match=r"a format that is known|cannot be read"):
             self.read(tmp_path / f"a.{suffix}", notes)
 
-    @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(64)])
+    def test_empty(self, tmp_path, notes):
+        (tmp_path / "a.png").write_bytes(b"")
+        with pytest.raises(InputError, match=r"photo .*a\.png is empty; save it again"):
+            self.read(tmp_path / "a.png", notes)
+
+    @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(64)])
     def test_not_a_picture(self, content, tmp_path, notes):
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(InputError, match=r"a format that is known|cannot be read"):
@@ -186,6 +192,26 @@ class TestPhoto:
         Image.fromarray(GREY).save(tmp_path / "a.png")
         with pytest.warns(UserWarning, match="grey repeated"):
             read_photo(tmp_path / "a.png")
+
+
+class TestSizeAndPalette:
+    def test_of_any_size(self, tmp_path, monkeypatch):
+        drawn = Image.fromarray(GREY % 3)
+        drawn.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
+        drawn.save(tmp_path / "a.png")
+        Image.fromarray(GREY).save(tmp_path / "b.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # beyond twice of which Pillow raises
+        shape, palette = picture_size_and_palette(tmp_path / "a.png")
+        assert shape == SHAPE
+        np.testing.assert_array_equal(palette[:3], [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+        assert picture_size_and_palette(tmp_path / "b.png") == (SHAPE, None)
+
+    def test_none(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"no picture")
+        with pytest.raises(InputError, match=r"output .*a\.png is not a picture in a format"):
+            picture_size_and_palette(tmp_path / "a.png", role="output")
+        with pytest.raises(InputError, match="does not exist"):
+            picture_size_and_palette(tmp_path / "b.png")
 
 
 class TestAnnotation:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
 
@@ -118,13 +118,16 @@ class Manifest:
 
 
 def _parsed(line: bytes) -> Entry | None:
-    """Return the entry of a line; None if it is torn, or of another version."""
+    """Return the entry of a line; None if it is torn, damaged, or of another version."""
     try:
         values = json.loads(line)
         values.update(image=tuple(values["image"]), prediction=tuple(values["prediction"]))
-        return Entry(**values)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        entry = Entry(**values)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+    kinds = {"str": str, "int": int, "Stamp": tuple}
+    fit = all(isinstance(getattr(entry, field.name), kinds[str(field.type)]) for field in fields(Entry))
+    return entry if fit else None
 
 
 @contextmanager

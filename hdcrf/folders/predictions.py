@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_file, import_extra, reason
 from hdcrf.starts import Start, start_from_annotation, start_from_probabilities
 
-__all__ = ["Prediction", "read_labels", "read_prediction"]
+__all__ = ["Prediction", "array_bytes", "read_labels", "read_prediction"]
 
 _SUM_TOLERANCE = 0.01
 _VOID = 255
@@ -95,6 +96,24 @@ def read_prediction(
         )
     start = start_from_probabilities(name, array)
     return Prediction(start.logits, start.labels, start.values, start.annotated)
+
+
+def array_bytes(path: Path) -> int:
+    """Return how many bytes the array in a file of probabilities takes, however compressed; 0 for a PNG.
+
+    Where that cannot be told, since the file is missing or damaged, it is the size of the file, or 0.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        return 0
+    with suppress(Exception):  # which the reading itself explains
+        if suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return max((member.file_size for member in archive.infolist()), default=0)
+        if suffix in (".tif", ".tiff"):
+            with _refused_complaints(), import_extra("tifffile", "", "batch").TiffFile(path) as file:
+                return sum(series.nbytes for series in file.series)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def read_labels(role: str, path: Path, shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -213,17 +232,32 @@ class _Taker(logging.Handler):
 
 
 _TAKER = _Taker(logging.ERROR)
+_readers = 0  # how many threads want to know
+_readers_lock = threading.Lock()
+
+
+def _count_readers(more: int) -> None:
+    """Take down what tifffile logs while some thread wants to know; then it goes where it went before."""
+    global _readers
+    with _readers_lock:
+        _readers += more
+        logger = logging.getLogger("tifffile")
+        if _readers:
+            logger.addHandler(_TAKER)  # once, however often
+        else:
+            logger.removeHandler(_TAKER)
 
 
 @contextmanager
 def _refused_complaints() -> Iterator[None]:
     """Raise what tifffile only logs, such as pages that are missing at the end of a truncated file."""
-    logging.getLogger("tifffile").addHandler(_TAKER)  # once, however often
     complaints: list[str] = []
     _OWN.complaints = complaints
+    _count_readers(1)
     try:
         yield
     finally:
+        _count_readers(-1)
         _OWN.complaints = None
     if complaints:
         raise ValueError("; ".join(complaints))
