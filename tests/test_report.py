@@ -166,6 +166,15 @@ class TestFile:
         assert data_of(written([outcome])[0])["hints"] == []
         assert data_of(written([outcome], hints=["look <b>"])[0])["hints"] == ["look <b>"]
 
+    def test_pictures_beyond_pillows_limit(self, tmp_path, monkeypatch):
+        """Pillow refuses by an exception of its own, and the page comes after all the work."""
+        outcome = make_outcome(tmp_path, "a")
+        expected = data_of(written([outcome])[0])
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(outcome.output)
+        assert data_of(written([outcome])[0]) == expected
+
     def test_nothing_from_outside_is_markup(self, tmp_path):
         outcome = make_outcome(tmp_path, HOSTILE)
         clean, _ = written([outcome.__class__(**{**vars(outcome), "pair": Pair("a", *[tmp_path] * 3)})])

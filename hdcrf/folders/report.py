@@ -130,14 +130,10 @@ def _labels(before: LabelScores, after: LabelScores, output: Path) -> list[list[
 
 def _palette_of(output: Path) -> NDArray[np.uint8] | None:
     """Return the colours of a PNG of labels, if it has some and can be read."""
-    from PIL import Image
-
     try:
-        with Image.open(output) as image:
-            colours = image.getpalette("RGB") if image.mode == "P" else None
-    except (OSError, ValueError):  # the pictures' own reading says what is wrong
+        return image_files.picture_size_and_palette(output)[1]
+    except InputError:  # the pictures' own reading says what is wrong
         return None
-    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
 
 
 def _colours(values: NDArray[np.int64], palette: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
