@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from click.testing import CliRunner
+from calling import Command
 from PIL import Image
 from skimage import data
 
-from hdcrf.command_line import commands
 from hdcrf.folders.manifest import MANIFEST
 
+COMMAND = Command("batch")
 HEIGHT, WIDTH, LABELS, COUNT = 24, 36, 3, 6
 STEMS = [f"a{index}" for index in range(COUNT)]
 
@@ -43,25 +43,24 @@ def write_folders():
         Image.fromarray(truth.astype(np.uint8)).save(f"truth/{stem}.png")
 
 
-def invoke(*words, predictions="probabilities", output="out"):
-    return CliRunner().invoke(commands, ["batch", "images", predictions, "-o", output, *map(str, words)])
+def arguments(words, predictions="probabilities", output="out"):
+    return "images", predictions, "-o", output, *words
+
+
+def invoke(*words, **options):
+    return COMMAND.invoke(*arguments(words, **options))
 
 
 def succeed(*words, code=0, **options):
-    result = invoke(*words, **options)
-    assert result.exit_code == code, result.output
-    return result
+    return COMMAND.succeed(*arguments(words, **options), code=code)
 
 
 def refuse(*words, **options):
     """Run what must be refused before any work, and return the message."""
     before = sorted(os.listdir())
-    result = invoke(*words, **options)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
+    message = COMMAND.refuse(*arguments(words, **options))
     assert sorted(os.listdir()) == before
-    return result.stderr
+    return message
 
 
 def labels(stem, output="out"):

@@ -15,9 +15,9 @@ class Command:
     def invoke(self, *arguments):
         return CliRunner().invoke(commands, [self.name, *map(str, arguments)])
 
-    def succeed(self, *arguments):
+    def succeed(self, *arguments, code=0):
         result = self.invoke(*arguments)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == code, result.output
         return result
 
     def refuse(self, *arguments, code=2):

@@ -85,6 +85,16 @@ def scene(tmp_path):
 
 
 @pytest.fixture
+def unchanged(folder):
+    """Check after the test that nothing was written, in the folder of its module, but what it named bad*."""
+    from calling import contents
+
+    before = contents(folder)
+    yield
+    assert contents(folder) == before
+
+
+@pytest.fixture
 def inputs():
     """Small photos, their true labels, and probabilities that are often wrong."""
     from batch_folder import made_inputs

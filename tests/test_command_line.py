@@ -50,19 +50,6 @@ def folder(tmp_path, photo, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def unchanged(folder):
-    """Check after the test that the folder's files are what they were."""
-
-    def contents():
-        return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()}
-
-    before = contents()
-    yield
-    # Files that a test makes as its input are named bad*.
-    assert {name: value for name, value in contents().items() if not name.startswith("bad")} == before
-
-
 def invoke(*arguments):
     return CliRunner().invoke(commands, ["image", "photo.png", *map(str, arguments)])
 

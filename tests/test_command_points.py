@@ -14,7 +14,7 @@ from hdcrf.command_line import commands
 from hdcrf.files import ignore
 from hdcrf.pictures import palette
 from hdcrf.point_files import read_points, write_points
-from tests.calling import Command, contents, member
+from tests.calling import Command, member
 
 COMMAND = Command("points")
 invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
@@ -60,14 +60,6 @@ def folder(tmp_path, truth, said, monkeypatch):
     wrong = np.where(rng.random(len(truth)) < 0.2, 1 - truth, truth)
     np.save("p.npy", np.where(np.arange(2) == wrong[:, None], 0.7, 0.3).astype(np.float32))
     return tmp_path
-
-
-@pytest.fixture
-def unchanged(folder):
-    """Check after the test that nothing was written but what it named bad*."""
-    before = contents(folder)
-    yield
-    assert contents(folder) == before
 
 
 ANNOTATION = ("cloud.npz", "--annotation", "-o", "out.npz")

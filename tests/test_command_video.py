@@ -14,7 +14,7 @@ from hdcrf import array_files, command_running, command_video, video_files
 from hdcrf.command_line import commands
 from hdcrf.command_running import progress_bar
 from hdcrf.video_files import VideoWriter, read_video
-from tests.calling import Command, contents, member
+from tests.calling import Command, member
 
 COMMAND = Command("video")
 invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
@@ -57,14 +57,6 @@ def folder(tmp_path, clip, values, monkeypatch):
         Image.fromarray(frame).save(tmp_path / "frames" / f"frame_{index}.png")
     np.save("p.npy", values)
     return tmp_path
-
-
-@pytest.fixture
-def unchanged(folder):
-    """Check after the test that nothing was written but what it named bad*."""
-    before = contents(folder)
-    yield
-    assert contents(folder) == before
 
 
 def write_clip(name, frames, rate=25):

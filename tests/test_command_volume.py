@@ -12,7 +12,7 @@ import hdcrf
 from hdcrf import command_running, command_volume
 from hdcrf.command_line import commands
 from hdcrf.pictures import palette, slices
-from tests.calling import Command, contents, member
+from tests.calling import Command, member
 
 COMMAND = Command("volume")
 invoke, succeed, refuse = COMMAND.invoke, COMMAND.succeed, COMMAND.refuse
@@ -72,14 +72,6 @@ def folder(tmp_path, scan, said, values, monkeypatch):
     save("p.nii.gz", values)
     np.save("p.npy", values)
     return tmp_path
-
-
-@pytest.fixture
-def unchanged(folder):
-    """Check after the test that nothing was written but what it named bad*."""
-    before = contents(folder)
-    yield
-    assert contents(folder) == before
 
 
 ANNOTATION = ("scan.nii.gz", "--annotation", "labels.nii.gz", "-o", "out.nii.gz")
