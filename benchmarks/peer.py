@@ -1,6 +1,7 @@
 """pydensecrf on one image, and on a folder as its users do: a loop. Nothing here imports PyTorch.
 
-python benchmarks/peer.py IMAGES PREDICTIONS OUT
+python benchmarks/peer.py IMAGES PREDICTIONS OUT            all of a folder
+python benchmarks/peer.py IMAGES PREDICTIONS OUT PART PARTS    every so many-th image, from number PART on
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ def theirs(image: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.
     return marginals.argmax(0).reshape(height, width)
 
 
-def refine_folder(images: str, predictions: str, output: str, colours: bytes) -> int:
+def refine_folder(
+    images: str, predictions: str, output: str, colours: bytes, part: int = 0, parts: int = 1
+) -> int:
     """Refine a folder, leaving out what cannot be read; return how many images came through."""
     from PIL import Image
 
     done = 0
-    for name in sorted(os.listdir(images)):
+    for name in sorted(os.listdir(images))[part::parts]:
         stem = os.path.splitext(name)[0]
         try:
             image = np.array(Image.open(os.path.join(images, name)).convert("RGB"))
@@ -48,5 +51,5 @@ def refine_folder(images: str, predictions: str, output: str, colours: bytes) ->
 
 if __name__ == "__main__":
     began = time.perf_counter()
-    count = refine_folder(*sys.argv[1:4], bytes(range(256)) * 3)
+    count = refine_folder(*sys.argv[1:4], bytes(range(256)) * 3, *map(int, sys.argv[4:6]))
     print(count, time.perf_counter() - began)

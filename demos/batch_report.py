@@ -20,12 +20,16 @@ from scipy.ndimage import gaussian_filter, zoom
 
 import hdcrf
 from hdcrf.files import whole_files
-from hdcrf.folders.outcomes import Outcome, total_scores
-from hdcrf.folders.pairs import Pair
-from hdcrf.folders.predictions import read_labels, read_prediction
-from hdcrf.folders.report import write_report
-from hdcrf.folders.scores import score_labels
-from hdcrf.folders.tables import scores_table
+from hdcrf.folders import (
+    Outcome,
+    Pair,
+    read_labels,
+    read_prediction,
+    score_labels,
+    scores_table,
+    total_scores,
+    write_report,
+)
 from hdcrf.image_files import read_photo, write_labels, write_picture
 from hdcrf.pictures import palette
 

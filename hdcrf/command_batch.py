@@ -153,9 +153,19 @@ def batch(
             with as_input_error(f"ground truth {ground_truth}: "):
                 total = total_scores(outcomes)
             said = _said({**model, "compatibility": compatibility}, gt_prob, unknown, pairs)
-            writers = output_writers(outputs, outcomes, failures, total, said, unknown, output)
+            advice = hints(run.entries, total, ignore)
+            writers = output_writers(
+                outputs,
+                outcomes,
+                failures,
+                total,
+                settings=said,
+                unknown=unknown,
+                title=f"Labels refined in {output.absolute().name}",
+                hints=advice,
+            )
             lines = [*_effort(output, run, seconds), *summary(run.entries, total)]
-            hint = "\n".join(hints(run.entries, total, ignore)) or None
+            hint = "\n".join(f"Hint: {each}" for each in advice) or None
             try:
                 contents = _written(outputs, writers)
             except OSError:  # of the report or the scores: the images are done

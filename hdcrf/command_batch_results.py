@@ -28,23 +28,23 @@ def output_writers(
     outcomes: Sequence[Outcome],
     failures: Sequence[Failure],
     total: tuple[LabelScores, LabelScores] | None,
+    *,
     settings: Mapping[str, str],
     unknown: Collection[int],
-    output: Path,
+    title: str,
+    hints: Sequence[str],
 ) -> dict[str, Callable[[BinaryIO, Path], str]]:
     """Return what writes each output."""
-    caveats = [] if total is None else _fewer_labels(*total)
 
     def write_scores(file: BinaryIO, path: Path) -> str:
         before, after = total or (LabelScores.merged(()), LabelScores.merged(()))
         if path.suffix.lower() == ".csv":
             return write_scores_csv(file, before, after)
-        return write_scores_json(file, before, after, outcomes, failures, caveats)
+        return write_scores_json(file, before, after, outcomes, failures, hints)
 
     def write_page(file: BinaryIO, _: Path) -> str:
-        title = f"Labels refined in {output.absolute().name}"
         return write_report(
-            file, outcomes, failures, settings=settings, title=title, unknown=unknown, hints=caveats
+            file, outcomes, failures, settings=settings, title=title, unknown=unknown, hints=hints
         )
 
     return {name: write_page if name == "--report" else write_scores for name in outputs}
@@ -104,11 +104,11 @@ def hints(
             "the predictions are hardly above chance, or trusted too little: see --gt-prob, --iterations 0"
         )
         lines.append(
-            f"Hint: {single} of {many(len(several), 'result')} are a single label: the others were "
+            f"{single} of {many(len(several), 'result')} are a single label: the others were "
             f"outvoted. {PHOTO.causes(trust)}"
         )
     if total is not None and not any(total[0].pixels.values()):
-        lines.append("Hint: no pixel of the ground truth counts, so that nothing is scored; see --ignore")
+        lines.append("no pixel of the ground truth counts, so that nothing is scored; see --ignore")
     elif total is not None and ignore is None:
         offered = {
             int(value)
@@ -117,10 +117,8 @@ def hints(
             if count
         }
         if (unseen := unseen_label(total[0].pixels, offered)) is not None:
-            lines.append(f"Hint: {unseen}")
-    if total is not None:
-        lines += [f"Hint: {caveat}" for caveat in _fewer_labels(*total)]
-    return lines
+            lines.append(unseen)
+    return lines + ([] if total is None else _fewer_labels(*total))
 
 
 def _fewer_labels(before: LabelScores, after: LabelScores) -> list[str]:

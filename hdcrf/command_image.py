@@ -131,7 +131,9 @@ def image(
     crf = build_layer(hdcrf.DenseCRF, len(start.colours), place, compatibility=compatibility, **model)
     guide = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(place)
     with as_input_error(), torch.no_grad(), progress_bar(crf.iterations, "Mean field", quiet) as progress:
-        result = crf.infer(start.logits.to(place), guide, track=energy_plot is not None, progress=progress)
+        result = crf.infer(
+            start.logits[None].to(place), guide, track=energy_plot is not None, progress=progress
+        )
     marginals = result.marginals[0].permute(1, 2, 0).contiguous().cpu().numpy()
     labels = marginals.argmax(2)
     seconds = time.perf_counter() - began
@@ -151,5 +153,5 @@ def image(
     if result.energy is not None:
         first, last = float(result.energy[0]), float(result.energy[-1])
         lines.append(f"energy {first:.6g} before, {last:.6g} after")
-    lines += tally.summary(annotated=start.drawn)
-    print_results(outputs, contents, "\n".join(lines), tally.hint(annotated=start.drawn), quiet)
+    lines += tally.summary(annotated=start.annotated)
+    print_results(outputs, contents, "\n".join(lines), tally.hint(annotated=start.annotated), quiet)

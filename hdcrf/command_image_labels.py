@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import hdcrf
 from hdcrf import array_files, image_files, pictures
-from hdcrf.arrays import check_float32_range
-from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, Note
+from hdcrf.files import Note
 from hdcrf.mean_field import MeanFieldResult
+from hdcrf.starts import Start, start_from_annotation, start_from_probabilities
 
 __all__ = [
-    "Start",
+    "PhotoStart",
     "read_start",
     "write_energy",
     "write_labels",
@@ -29,26 +26,20 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a labelling starts from.
+class PhotoStart(Start):
+    """Where the labelling of a photo starts from: logits (K, H, W), labels (H, W).
 
     Attributes:
-        logits: (1, K, H, W) float32.
-        labels: (H, W) the most probable labels, -1 where unknown.
-        colours: (K, 3) uint8.
-        drawn: Whether the colours are those of an annotation.
+        colours: (K, 3) uint8, of an annotation, or of a palette.
     """
 
-    logits: Tensor
-    labels: NDArray[np.int64]
     colours: NDArray[np.uint8]
-    drawn: bool
 
     @property
     def names(self) -> list[str]:
         """What the labels are called: an annotation's by their colours."""
-        if not self.drawn:
-            return [str(label) for label in range(len(self.colours))]
+        if not self.annotated:
+            return super().names
         return ["#" + bytes(colour).hex() for colour in self.colours]
 
 
@@ -58,40 +49,26 @@ def read_start(
     gt_prob: float,
     shape: tuple[int, int],
     note: Note,
-) -> Start:
+) -> PhotoStart:
     """Read whichever is given, for a photo of that shape."""
     if annotation is not None:
-        return _start_from_annotation(annotation, gt_prob, shape, note)
-    if probabilities is not None:
-        return _start_from_probabilities(probabilities, shape, note)
-    raise RuntimeError("neither was given")
+        drawn = image_files.read_annotation(annotation, shape, note=note)
+        labels, colours = hdcrf.labels_from_annotation(drawn)
+        start = start_from_annotation(f"annotation {annotation}", labels, (-1,), gt_prob)
+    elif probabilities is not None:
+        array = array_files.read_probabilities(probabilities, shape, note=note)
+        image_files.check_label_count(f"probabilities {probabilities}", array.shape[2])
+        start = start_from_probabilities(f"probabilities {probabilities}", array)
+        colours = pictures.palette(array.shape[2])
+    else:
+        raise RuntimeError("neither was given")
+    return PhotoStart(**vars(start), colours=colours)
 
 
-def _start_from_annotation(path: Path, gt_prob: float, shape: tuple[int, int], note: Note) -> Start:
-    labels, colours = hdcrf.labels_from_annotation(image_files.read_annotation(path, shape, note=note))
-    with as_input_error():
-        logits = hdcrf.logits_from_labels(torch.from_numpy(labels)[None], len(colours), gt_prob=gt_prob)
-    return Start(logits, labels, colours, drawn=True)
-
-
-def _start_from_probabilities(path: Path, shape: tuple[int, int], note: Note) -> Start:
-    array = array_files.read_probabilities(path, shape, note=note)
-    if array.shape[2] > image_files.MOST_LABELS:
-        raise InputError(
-            f"probabilities {path} have {array.shape[2]} labels, more than the {image_files.MOST_LABELS} "
-            "that a PNG can hold; use hdcrf.refine in Python"
-        )
-    with as_input_error(f"probabilities {path}: "):
-        check_float32_range("probabilities", array)
-        logits = hdcrf.logits_from_probabilities(torch.from_numpy(array).float(), dim=2)
-    colours = pictures.palette(array.shape[2])
-    return Start(logits.permute(2, 0, 1)[None], array.argmax(2), colours, drawn=False)
-
-
-def write_labels(file: BinaryIO, labels: NDArray[np.int64], start: Start) -> str:
+def write_labels(file: BinaryIO, labels: NDArray[np.int64], start: PhotoStart) -> str:
     """Write the labels as a picture; return what it holds, for the report."""
     height, width = labels.shape
-    if start.drawn:
+    if start.annotated:
         image_files.write_picture(file, start.colours[labels])
         kind = "the annotation's colours"
     else:

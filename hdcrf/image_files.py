@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "check_label_count",
     "picture_size_and_palette",
     "read_annotation",
     "read_label_picture",
@@ -177,6 +178,19 @@ def read_label_picture(
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16), palette
     return np.asarray(image).astype(np.uint8) // np.uint8(steps[0]), palette
+
+
+def check_label_count(name: str, count: int) -> None:
+    """Check that a PNG can hold so many labels.
+
+    Raises:
+        InputError: If not; `name` is what has them.
+    """
+    if count > MOST_LABELS:
+        raise InputError(
+            f"{name}: {count} labels are more than the {MOST_LABELS} that a PNG can hold; use hdcrf.refine, "
+            "in Python"
+        )
 
 
 def picture_size_and_palette(

@@ -1,4 +1,7 @@
-"""Where labels of pixels, voxels and points start from: an annotation by its values, or probabilities."""
+"""Where labels of pixels, voxels and points start from: an annotation by its values, or probabilities.
+
+Subclasses of `Start` add how the labels look in files: `Start(**vars(start))` takes one over.
+"""
 
 from __future__ import annotations
 

@@ -109,7 +109,10 @@ class TestHints:
         result = succeed(*strong)
         assert "Hint: 6 of 6 results are a single label: the others were outvoted" in result.stderr
         assert "lower --appearance-weight" in result.stderr
-        assert "Hint" in succeed(*strong, "--quiet").stderr
+        words = ("--ground-truth", "truth", "--report", "r.html", "--scores", "s.json")
+        assert "Hint" in succeed(*strong, *words, "--quiet").stderr
+        assert "6 of 6 results are a single label" in Path("r.html").read_text()
+        assert "6 of 6 results are a single label" in json.loads(Path("s.json").read_text())["hints"][0]
         assert "Hint" not in succeed().stderr
 
     def test_of_one_label_from_the_start(self, folders):

@@ -377,7 +377,7 @@ class TestRefusals:
 
     def test_more_labels_than_a_png_holds(self, monkeypatch):
         monkeypatch.setattr(image_files, "MOST_LABELS", 3)
-        assert "have 4 labels, more than the 3" in refuse(*PROBABILITIES)
+        assert "4 labels are more than the 3 that a PNG can hold" in refuse(*PROBABILITIES)
 
     def test_damaged_arrays(self, folder):
         np.savez("bad.npz", probabilities=np.zeros((HEIGHT, WIDTH, 2), np.float32))

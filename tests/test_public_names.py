@@ -6,6 +6,7 @@ import pytest
 
 import hdcrf
 import hdcrf.compat
+import hdcrf.folders
 import hdcrf.gaussian
 import hdcrf.pac
 import hdcrf.relaxed
@@ -26,6 +27,8 @@ NAMES = {
     hdcrf.compat.eigen: "MatrixXf VectorXf matrixXf vectorXf",
     hdcrf.compat.utils: """compute_unary create_pairwise_bilateral create_pairwise_gaussian softmax_to_unary
         unary_from_labels unary_from_softmax""",
+    hdcrf.folders: """Failure LabelScores Outcome Pair Prediction find_pairs read_labels read_prediction
+        score_labels scores_table total_scores write_report write_scores_csv write_scores_json""",
     hdcrf.gaussian: """BilateralSolver ConvergenceError DenseGaussianCRF GaussianCRF
         GaussianMeanFieldNetwork GridTerms LowRankTerms MultiResolutionTerms NotPositiveDefiniteError
         PairwiseTerms PottsMatrix SimilarityTerms Solution SparseGaussianCRF VideoGaussianCRF VideoTerms
@@ -76,6 +79,12 @@ SIGNATURES = {
     hdcrf.DenseCRF.infer: "self logits guide track=False return_logits=True progress=None",
     hdcrf.mean_field: """logits kernels compatibility iterations exclude_self=True tolerance=None track=False
         return_logits=True progress=None""",
+    hdcrf.folders.find_pairs: "images predictions truths=None note=<built-in function warn>",
+    hdcrf.folders.read_prediction: "path shape gt_prob unknown=() num_labels=None note=<built-in function warn>",
+    hdcrf.folders.read_labels: "role path shape",
+    hdcrf.folders.score_labels: "labels truth ignore=None boundaries=True",
+    hdcrf.folders.total_scores: "outcomes",
+    hdcrf.folders.write_report: "file outcomes failures settings title unknown=() hints=()",
     hdcrf.build_filter: "features method='permutohedral' batch=None order=1 halo=0 backend='auto'",
     hdcrf.pairwise_kernel: "operator weight normalization",
     hdcrf.Compatibility: "num_labels kind='potts' learn=False",

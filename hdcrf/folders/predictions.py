@@ -90,12 +90,8 @@ def read_prediction(
     if array.dtype in (np.uint8, np.uint16):
         array = _from_steps(name, array, note)
     array = check_probabilities(name, array, shape, note=note)
-    if array.shape[2] > image_files.MOST_LABELS:
-        raise InputError(
-            f"{name} has {array.shape[2]} labels, more than the {image_files.MOST_LABELS} that a PNG can hold"
-        )
-    start = start_from_probabilities(name, array)
-    return Prediction(start.logits, start.labels, start.values, start.annotated)
+    image_files.check_label_count(name, array.shape[2])
+    return Prediction(**vars(start_from_probabilities(name, array)))
 
 
 def array_bytes(path: Path) -> int:
@@ -154,7 +150,7 @@ def _from_labels(
     labels = values.astype(np.int64)
     if num_labels is None:
         start = start_from_annotation(name, labels, unknown, gt_prob)
-        return Prediction(start.logits, start.labels, start.values, start.annotated, palette)
+        return Prediction(**vars(start), palette=palette)
     labels[np.isin(values, list(unknown))] = -1
     highest = int(labels.max())
     if highest >= num_labels:
