@@ -4,7 +4,8 @@
     python benchmarks/tuning.py --quick    one seed and a few trials, half a minute
 
 Makes folders of crops of scikit-image's photos, with labels and with predictions that are wrong in known
-ways, and runs `hdcrf tune` on them. Needs the extras tune and bench.
+ways, and runs `hdcrf tune` on them. All crops of a photo are searched on, or all are held back; which photos
+are, each seed draws anew. Needs the extras tune and bench.
 """
 
 from __future__ import annotations
@@ -12,31 +13,43 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from click.testing import CliRunner
 from PIL import Image
 from skimage import transform
 
-try:
-    from benchmarks.inputs import PHOTOS, machine_line, photo, regions
-except ModuleNotFoundError:  # run as a script
-    from inputs import PHOTOS, machine_line, photo, regions
+from hdcrf.command_line import commands
 
+try:
+    from benchmarks.inputs import machine_line, photo, regions
+except ModuleNotFoundError:  # run as a script
+    from inputs import machine_line, photo, regions
+
+# Of things of all sizes, and in the wheel of scikit-image.
+PHOTOS = (
+    *("astronaut", "camera", "chelsea", "coffee"),
+    *("coins", "immunohistochemistry", "retina", "rocket"),
+)
 HEIGHT, WIDTH, LABELS = 96, 128, 4
 NOISES = ("pixels", "borders", "both")
+ROWS = ("unrefined", "defaults", "tuned")
+
+
+def photo_of(index: int) -> str:
+    """Return the name of the photo that a crop is from: they come in turns."""
+    return PHOTOS[index % len(PHOTOS)]
 
 
 def crops(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return photos (H, W, 3) and labels (H, W) of as many crops, in turns of each photo."""
+    """Return photos (H, W, 3) and labels (H, W) of as many crops."""
     random = np.random.default_rng(seed)
     made = []
-    for index in range(count):
-        name = PHOTOS[index % len(PHOTOS)]
+    for name in map(photo_of, range(count)):
         height, width = 2 * HEIGHT, 2 * WIDTH
         picture, labels = photo(name, height, width), regions(name, height, width, LABELS)
         top, left = random.integers(height - HEIGHT + 1), random.integers(width - WIDTH + 1)
@@ -66,94 +79,95 @@ def predicted(labels: np.ndarray, noise: str, random: np.random.Generator) -> np
 
 
 def make_folders(folder: Path, count: int, noise: str, seed: int) -> tuple[Path, Path, Path]:
-    """Write images, predictions and true labels; return their folders."""
+    """Write images, predictions and true labels, each named for its photo; return their folders."""
     random = np.random.default_rng(1000 + seed)
     images, predictions, truths = (folder / name for name in ("images", "predictions", "truth"))
     for path in (images, predictions, truths):
         path.mkdir(parents=True)
     for index, (picture, labels) in enumerate(crops(count, seed)):
-        Image.fromarray(picture).save(images / f"{index:03}.png")
-        Image.fromarray(labels.astype(np.uint8)).save(truths / f"{index:03}.png")
-        np.save(predictions / f"{index:03}.npy", predicted(labels, noise, random))
+        name = f"{photo_of(index)}_{index}"
+        Image.fromarray(picture).save(images / f"{name}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(truths / f"{name}.png")
+        np.save(predictions / f"{name}.npy", predicted(labels, noise, random))
     return images, predictions, truths
 
 
 def scores_of(report: str) -> dict[str, list[float]]:
     """Return the mean IoU on the images searched and held back, in percent, of each row that was printed."""
-    rows = re.findall(
-        r"^(unrefined|defaults|tuned) +([\d.]+) +[\d.]+ +([\d.]+) +[\d.]+$", report, re.MULTILINE
-    )
+    rows = re.findall(rf"^({'|'.join(ROWS)}) +([\d.]+) +[\d.]+ +([\d.]+) +[\d.]+$", report, re.MULTILINE)
     return {name: [float(searched), float(held)] for name, searched, held in rows}
 
 
-def tuned(folder: Path, folders: tuple[Path, Path, Path], method: str, trials: int) -> tuple[str, float]:
-    """Return what `hdcrf tune` prints, and the seconds that it took."""
+def tuned(folders: tuple[Path, Path, Path], method: str, trials: int, seed: int) -> dict[str, list[float]]:
+    """Return the scores that `hdcrf tune` prints."""
     images, predictions, truths = map(str, folders)
-    began = time.perf_counter()
-    arguments = [images, predictions, "--ground-truth", truths, "-o", str(folder / "params.toml")]
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "hdcrf", "tune", *arguments),
-            *("--method", method, "--trials", str(trials), "--threads", "1"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return result.stdout, time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [images, predictions, "--ground-truth", truths, "-o", f"{folder}/params.toml"]
+        arguments += ["--groups", "(.+)_", "--method", method, "--trials", str(trials), "--seed", str(seed)]
+        result = CliRunner().invoke(commands, ["tune", *arguments, "--threads", "1"])
+    if result.exit_code:
+        raise RuntimeError(result.output)
+    return scores_of(result.stdout)
+
+
+def measured(
+    noise: str, images: int, seeds: int, methods: Sequence[tuple[str, int, str]]
+) -> Iterator[tuple[str, list[list[float]], list[float]]]:
+    """Yield for each way its name, the scores of each seed's folder, and what is held back of the defaults.
+
+    Args:
+        noise: Of the predictions.
+        images: How many a folder has.
+        seeds: How many folders there are.
+        methods: For each its name, how many trials, and what one is called.
+    """
+    found: list[list[dict[str, list[float]]]] = [[] for _ in methods]
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            folders = make_folders(Path(folder), images, noise, seed)
+            for (method, trials, _), scores in zip(methods, found, strict=True):
+                scores.append(tuned(folders, method, trials, seed))
+    before = [each["defaults"][1] for each in found[0]]
+    for row in ("unrefined", "defaults"):
+        yield row, [each[row] for each in found[0]], before
+    for (method, trials, noun), scores in zip(methods, found, strict=True):
+        yield f"tuned, {method}, {trials} {noun}", [each["tuned"] for each in scores], before
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and the sample standard deviation if there is one."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=12, help="crops in a folder (12)")
+    parser.add_argument("--images", type=int, default=16, help="crops in a folder (16)")
     parser.add_argument("--seeds", type=int, default=3, help="folders of each kind of noise (3)")
     parser.add_argument("--trials", type=int, default=40, help="trials by Optuna (40)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of gradient descent (8)")
     parser.add_argument("--quick", action="store_true", help="a few trials on few images")
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.images, arguments.seeds, arguments.trials, arguments.epochs = 8, 1, 15, 4
+    given = parser.parse_args()
+    if given.quick:
+        given.images, given.seeds, given.trials, given.epochs = 8, 1, 15, 4
+    began = time.perf_counter()
     print(machine_line())
     print(
         f"\nMean IoU in percent on the images searched and on those held back, mean and sample standard "
-        f"deviation over {arguments.seeds} folders of {arguments.images} crops of {WIDTH} x {HEIGHT}\n"
+        f"deviation over {given.seeds} folders of {given.images} crops of {WIDTH} x {HEIGHT}\n"
     )
-    print("| noise | | searched | held back | held back, above defaults, by folder | seconds |")
-    print("|---|---|---|---|---|---|")
+    print("| noise | | searched | held back | held back, above defaults, by folder |")
+    print("|---|---|---|---|---|")
+    methods = (("optuna", given.trials, "trials"), ("gradient", given.epochs, "epochs"))
     for noise in NOISES:
-        found: dict[str, list[list[float]]] = {}
-        seconds: dict[str, list[float]] = {}
-        for seed in range(arguments.seeds):
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                folders = make_folders(folder, arguments.images, noise, seed)
-                for method, trials in (("optuna", arguments.trials), ("gradient", arguments.epochs)):
-                    report, taken = tuned(folder, folders, method, trials)
-                    scores = scores_of(report)
-                    tuned_name = f"tuned, {method}, {trials} {'trials' if method == 'optuna' else 'epochs'}"
-                    seconds.setdefault(tuned_name, []).append(taken)
-                    found.setdefault(tuned_name, []).append(scores["tuned"])
-                    if method == "optuna":
-                        for row in ("unrefined", "defaults"):
-                            found.setdefault(row, []).append(scores[row])
-        for row in sorted(found, key=lambda row: (row.startswith("tuned"), row == "defaults")):
-            searched, held = zip(*found[row], strict=True)
-            gains = [b - a for (_, a), (_, b) in zip(found["defaults"], found[row], strict=True)]
-            above = ", ".join(f"{gain:+.1f}" for gain in gains) if row != "defaults" else ""
-            taken = f"{statistics.fmean(seconds[row]):.0f}" if row in seconds else ""
-            print(
-                f"| {noise} | {row} | {spread(searched)} | {spread(held)} | {above} | {taken} |", flush=True
-            )
-
-
-def spread(values: tuple[float, ...]) -> str:
-    """Return the mean, and the sample standard deviation if there is one."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
+        for row, scores, before in measured(noise, given.images, given.seeds, methods):
+            searched, held = zip(*scores, strict=True)
+            gains = [f"{after - of_defaults:+.1f}" for after, of_defaults in zip(held, before, strict=True)]
+            above = "" if row == "defaults" else ", ".join(gains)
+            print(f"| {noise} | {row} | {spread(searched)} | {spread(held)} | {above} |", flush=True)
+    print(f"\n{time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

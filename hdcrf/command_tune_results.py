@@ -9,7 +9,9 @@ from hdcrf.files import many
 from hdcrf.folders.scores import LabelScores
 from hdcrf.tuning.budget import Found
 
-__all__ = ["Row", "effort", "gain", "table", "warning"]
+__all__ = ["Row", "effort", "fewer_labels", "gain", "table", "warning"]
+
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def effort(found: Found, noun: str, seconds: float) -> str:
     """Say how many trials, or whatever they are called, it took, how long, and which was the best."""
     earlier = f", after {many(found.earlier, noun)} of earlier calls" if found.earlier else ""
     count = many(found.trials - found.earlier, noun)
-    return f"{count} in {seconds:.1f} s{earlier}; the best is number {found.number}"
+    return f"{count} in {seconds:.1f} s with reading and scoring{earlier}; the best is number {found.number}"
 
 
 def gain(rows: Sequence[Row]) -> str:
@@ -48,14 +50,29 @@ def gain(rows: Sequence[Row]) -> str:
     return f"held back, in points of mean IoU: {', '.join(gains)}"
 
 
-def warning(rows: Sequence[Row]) -> str | None:
+def warning(rows: Sequence[Row]) -> list[str]:
     """Return a warning if the images that were held back have gained nothing."""
     *others, tuned = rows
     best = max(others, key=lambda row: row.held.mean_iou)
     if tuned.held.mean_iou > best.held.mean_iou:
-        return None
-    return (
+        return []
+    return [
         f"Warning: on the images held back, what was tuned is no better than {best.name}: mean IoU "
         f"{100 * tuned.held.mean_iou:.2f} % against {100 * best.held.mean_iou:.2f} %. It is written all the "
         "same; label more images, or ones that are more alike"
-    )
+    ]
+
+
+def fewer_labels(rows: Sequence[Row]) -> list[str]:
+    """Return a hint for each row whose mean IoU, of the images held back, is over labels that vanished."""
+    *others, tuned = rows
+    lines = []
+    for row in others:
+        if gone := sorted(row.held.iou.keys() - tuned.held.iou.keys()):
+            named = ", ".join(map(str, gone[:_MOST_NAMED])) + ", …" * (len(gone) > _MOST_NAMED)
+            lines.append(
+                f"Hint: on the images held back, the mean IoU of {row.name} is over "
+                f"{many(len(row.held.iou), 'label')}, and that of tuned over {len(tuned.held.iou)}: without "
+                f"{named}, not in the ground truth, and in no result any more. That is a part of the gain"
+            )
+    return lines

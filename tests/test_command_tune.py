@@ -1,5 +1,7 @@
 """The command `hdcrf tune`: what it writes and says, goes on with, leaves out and refuses."""
 
+import itertools
+import json
 import os
 import re
 import signal
@@ -17,9 +19,13 @@ from PIL import Image
 import hdcrf
 from benchmarks.tuning import LABELS, crops, predicted, scores_of
 from hdcrf import command_tune
+from hdcrf.files import InputError
+from hdcrf.folders.pairs import find_pairs
 from hdcrf.params_file import read_params
 from hdcrf.tuning.budget import Found
-from hdcrf.tuning.objective import DEFAULTS
+from hdcrf.tuning.examples import divide, grouped
+from hdcrf.tuning.objective import DEFAULTS, Objective
+from hdcrf.tuning.storage import open_study
 
 tune = Command("tune")
 COUNT = 6
@@ -48,6 +54,13 @@ def unchanged(folder):
     before = contents(folder)
     yield
     assert contents(folder) == before
+
+
+def held_back(expression=None):
+    """Return the names of the images that are held back with seed 0."""
+    pairs = find_pairs(Path("images"), Path("predictions"), Path("truth"))
+    _, held = divide(grouped(pairs, 0, expression and re.compile(expression)), 0.3)
+    return {pair.stem for pair in held}
 
 
 @pytest.fixture
@@ -79,7 +92,7 @@ class TestResult:
         """The scores of both parts, by refining each image with the file."""
         stdout = tune.succeed(*ARGUMENTS, *FEW).stdout
         confusion = np.zeros((2, LABELS, LABELS), int)
-        for index, held in ((index, index in self.held_back(stdout)) for index in range(COUNT)):
+        for index, held in ((index, f"{index}" in held_back()) for index in range(COUNT)):
             crf = hdcrf.DenseCRF.from_params("params.toml", LABELS, learn=())
             values = torch.from_numpy(np.load(f"predictions/{index}.npy"))
             logits = hdcrf.logits_from_probabilities(values, dim=2).permute(2, 0, 1)[None]
@@ -91,21 +104,32 @@ class TestResult:
             iou = both / (table.sum(0) + table.sum(1) - both)
             assert score == pytest.approx(100 * iou.mean(), abs=0.005)
 
-    def held_back(self, stdout):
-        from hdcrf.folders.pairs import find_pairs
-        from hdcrf.tuning.examples import divide, shuffled
-
-        pairs = find_pairs(Path("images"), Path("predictions"), Path("truth"))
-        return [int(pair.stem) for pair in divide(shuffled(pairs, 0), 0.3)[1]]
-
     def test_the_head_of_the_file(self):
         stdout = tune.succeed(*ARGUMENTS, *FEW, "--seed", 4).stdout
         head = [line[2:] for line in Path("params.toml").read_text().splitlines() if line.startswith("#")]
-        assert head[0] == (
-            f"Made by hdcrf tune --method optuna --seed 4, of version {hdcrf.__version__}, from the images"
-        )
-        assert head[1].startswith("images, the predictions predictions and the labels truth: ")
-        assert head[3:] == stdout.splitlines()[1:6]
+        assert head[:3] == [
+            "Made by hdcrf tune --method optuna --seed 4, of version",
+            f"{hdcrf.__version__}, from the images images, the predictions predictions",
+            "and the labels truth: scores in percent after 8 trials,",
+        ]
+        assert head[4:] == [
+            *stdout.splitlines()[1:6],
+            "Sigmas in position are in pixels: for images and videos, not for points and volumes.",
+        ]
+
+    def test_the_head_names_what_the_file_cannot_hold(self):
+        for index in range(COUNT):
+            labels = np.load(f"predictions/{index}.npy").argmax(2).astype(np.uint8)
+            os.remove(f"predictions/{index}.npy")
+            Image.fromarray(labels).save(f"predictions/{index}.png")
+        options = ("--gt-prob", 0.6, "--unknown", 99, "--unknown", 98, "--ignore", 77, "--hold-back", 0.5)
+        tune.succeed(*ARGUMENTS, *FEW, *options, "--groups", "(.)", "--max-images", 5)
+        head = Path("params.toml").read_text()
+        assert (
+            "--seed 0 --hold-back 0.5 --groups '(.)' --max-images 5 --ignore 77 --gt-prob 0.6 --unknown 99 "
+            "--unknown 98, of version\n"
+        ) in head
+        assert "# The predictions were read with --gt-prob 0.6 --unknown 99 --unknown 98: say so to" in head
 
     def test_is_reproducible(self):
         tune.succeed(*ARGUMENTS, *FEW)
@@ -177,9 +201,27 @@ class TestResult:
             assert searched < 0.81 * scores_of(better.stdout)[name][0]
             assert held < 0.81 * scores_of(better.stdout)[name][1]
 
+    def test_groups_are_on_one_side(self, folder):
+        """Two of a scene each: what is held back is what its names say."""
+        for path in [
+            path for name in ("images", "predictions", "truth") for path in (folder / name).iterdir()
+        ]:
+            path.rename(path.with_stem(f"scene{int(path.stem) // 2}_{path.stem}"))
+        result = tune.succeed(*ARGUMENTS, *FEW, "--groups", "(.+)_")
+        assert result.stderr.startswith("Note: --groups: 6 images in 3 groups\n")
+        assert "4 images searched    2 images held back" in result.stdout
+        (scene,) = {stem[:6] for stem in held_back("(.+)_")}
+        assert len({stem[:6] for stem in held_back()}) == 2
+        expected = np.zeros((LABELS, LABELS), int)
+        for path in (folder / "truth").glob(f"{scene}_*.png"):
+            given = np.load(f"predictions/{path.stem}.npy").argmax(2)
+            np.add.at(expected, (np.array(Image.open(path)), given), 1)
+        accuracy = f"{100 * expected.trace() / expected.sum():.2f}"
+        assert result.stdout.splitlines()[3].split()[-1] == accuracy
+
     def test_fewer_images(self):
         result = tune.succeed(*ARGUMENTS, *FEW, "--max-images", 3, "--hold-back", 0.6)
-        assert result.stderr == "Note: --max-images: 3 of 6 labelled images are used\n"
+        assert result.stderr.startswith("Note: --max-images: 3 of 6 labelled images are used\n")
         assert "1 image searched    2 images held back" in result.stdout
 
     def test_quiet(self):
@@ -202,6 +244,69 @@ class TestResult:
     def test_the_same_is_no_gain(self, found):
         found(DEFAULTS)
         assert "no better than" in tune.succeed(*ARGUMENTS, *FEW).stderr
+
+    def test_nothing_is_computed_twice(self, monkeypatch):
+        """The starts while examples are read, and then each trial; of the best what is held back alone."""
+        computed = []
+        refined = Objective.refined
+
+        def count(objective, example, parameters):
+            computed.append((example.pair.stem, *parameters.values()))
+            return refined(objective, example, parameters)
+
+        monkeypatch.setattr(Objective, "refined", count)
+        stdout = tune.succeed(*ARGUMENTS, *FEW, "--appearance-weight", 4, "--seed", 2).stdout
+        assert int(stdout.split("the best is number ")[1].split()[0]) > 2
+        assert len(set(computed)) == len(computed)
+        assert len(computed) == 2 * 6 + 6 * 4 + 2
+
+    def test_what_is_searched_on_has_the_memory_first(self, monkeypatch):
+        """Each image is read once, and those held back, which have no room, once more at the end."""
+        example_bytes = 48 * 64 * (4 * LABELS + 3 + 8 + 8)
+        monkeypatch.setattr(command_tune, "_room", lambda: 4 * example_bytes)
+        read = []
+        of_pair = command_tune.Reader.__call__
+
+        def count(reader, pair):
+            read.append(pair.stem)
+            return of_pair(reader, pair)
+
+        monkeypatch.setattr(command_tune.Reader, "__call__", count)
+        tune.succeed(*ARGUMENTS, *FEW)
+        assert len(read) == 6 + 2
+        assert set(read[6:]) == held_back()
+
+    def test_labels_that_vanish_are_no_gain(self, found):
+        """A label that predictions have in a few pixels, the ground truth never, and the CRF takes away."""
+        for index in range(COUNT):
+            values = np.load(f"predictions/{index}.npy")
+            values = np.concatenate([0.9 * values, np.full((48, 64, 1), 0.1, np.float32)], 2)
+            values[0, 0] = (0.15, 0.15, 0.15, 0.15, 0.4)
+            np.save(f"predictions/{index}.npy", values)
+        found({**DEFAULTS, "appearance_sigma_xy": 20.0, "smoothness_sigma": 1.0})
+        result = tune.succeed(*ARGUMENTS, *FEW, "--quiet")
+        assert re.search(
+            "Hint: on the images held back, the mean IoU of unrefined is over 5 labels, and that of tuned "
+            r"over 4: without 4, not in the ground truth, .*\. That is a part of the gain\n",
+            result.stderr,
+        )
+
+    def test_first_images_without_a_pixel_that_counts(self, folder):
+        """The search has nothing to compare trials by there, and goes on."""
+        pairs = find_pairs(Path("images"), Path("predictions"), Path("truth"))
+        first = divide(grouped(pairs, 0), 0.3)[0][0]
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(first.truth)
+        tune.succeed(*ARGUMENTS, "--trials", 16, "--iterations", 2, "--storage", "s.log")
+        with open_study(Path("s.log"), self.settings()) as study:
+            finished = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        assert len(finished) > 11
+
+    def settings(self):
+        """Return the settings in the storage of a call."""
+        lines = map(json.loads, Path("s.log").read_text().splitlines())
+        return next(
+            line["user_attr"]["settings"] for line in lines if "settings" in line.get("user_attr", {})
+        )
 
     def test_little_memory(self, monkeypatch):
         stdout = tune.succeed(*ARGUMENTS, *FEW).stdout
@@ -256,6 +361,9 @@ class TestStorage:
             (("--hold-back", 0.5, "--appearance-weight", 2), "--appearance-weight, --hold-back"),
             (("--max-images", 4), "images"),
             (("--ignore", 1), "--ignore"),
+            (("--groups", "(.)"), "--groups"),
+            (("--filter-method", "voxel"), "--filter-method"),
+            (("--include-self",), "--include-self"),
         ],
     )
     def test_of_other_settings(self, options, named):
@@ -268,23 +376,67 @@ class TestStorage:
         Image.fromarray(np.zeros((48, 64), np.uint8)).save("truth/3.png")
         assert "with other images; name" in tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log")
 
-    def test_interrupted(self, monkeypatch):
+    def test_of_renamed_images(self, folder):
+        """Who is held back follows from the names."""
+        tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        for name in ("images", "predictions", "truth"):
+            for path in list((folder / name).iterdir()):
+                path.rename(path.with_stem(f"a{path.stem}"))
+        assert "with other images; name" in tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log")
+
+    @pytest.mark.parametrize(
+        ("error", "code", "message"),
+        [
+            (KeyboardInterrupt(), 130, "Interrupted; {}."),
+            (SystemExit(143), 143, "Ended; {}."),
+            (OSError(28, "No space left on device"), 1, "Error: [Errno 28] No space left on device; {}"),
+            (MemoryError(), 1, "Error: out of memory; {}"),
+            (InputError("image 3.png cannot be read"), 2, "Error: image 3.png cannot be read; {}"),
+        ],
+    )
+    def test_ends_early(self, error, code, message, monkeypatch):
+        """And says where the trials are, from which the next call goes on."""
         calls = []
-        refined = command_tune.Objective.refined
+        refined = Objective.refined
 
         def interrupted(*arguments):
             calls.append(arguments)
-            if len(calls) == 12:  # in the third trial of four images
-                raise KeyboardInterrupt
+            if len(calls) == 6 + 4 + 3:  # in the third trial of four images
+                raise error
             return refined(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(command_tune.Objective, "refined", interrupted)
-            message = tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log", code=130)
-        assert message == "Interrupted; the trials are in s.log, and the same command goes on.\n"
+            patch.setattr(Objective, "refined", interrupted)
+            said = tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log", code=code)
+        assert said == message.format("the trials so far are in s.log, and the same command goes on") + "\n"
         assert not Path("params.toml").exists()
         result = tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
         assert result.stderr == "Note: storage s.log: going on after 2 trials\n"
+
+    def test_a_file_that_can_no_longer_be_read(self, folder, monkeypatch):
+        """It ends the search: a trial without it would be stopped for good."""
+        monkeypatch.setattr(command_tune, "_SHARE_OF_MEMORY", 0)
+        truth = (folder / "truth" / "0.png").read_bytes()
+        read = command_tune.Reader.__call__
+        count = itertools.count()
+
+        def remove(reader, pair):
+            if next(count) == 6 + 4 + 1:
+                (folder / "truth" / "0.png").unlink()
+                (folder / "truth" / "5.png").unlink()
+            return read(reader, pair)
+
+        content = (folder / "truth" / "5.png").read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(command_tune.Reader, "__call__", remove)
+            message = tune.refuse(*ARGUMENTS, *FEW, "--storage", "s.log")
+        assert re.fullmatch(
+            r"Error: ground truth truth/[05]\.png does not exist.*; the trials so far.*\n", message
+        )
+        (folder / "truth" / "0.png").write_bytes(truth)
+        (folder / "truth" / "5.png").write_bytes(content)
+        again = tune.succeed(*ARGUMENTS, *FEW, "--storage", "s.log")
+        assert again.stdout.splitlines()[-5:] == tune.succeed(*ARGUMENTS, *FEW).stdout.splitlines()[-5:]
 
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -303,7 +455,6 @@ class TestStorage:
                 process.kill()
         assert process.wait(60) == -signal.SIGKILL
         assert not Path("params.toml").exists()
-        Path("s.log.lock").unlink(missing_ok=True)  # else half a minute passes before it is taken for dead
         result = tune.succeed(*ARGUMENTS, *many, "--storage", "s.log")
         assert "going on after" in result.stderr
         assert result.stdout.splitlines()[-5:] == once.splitlines()[-5:]
@@ -332,11 +483,30 @@ class TestDamage:
         assert "prediction predictions/" in message
         assert not Path("params.toml").exists()
 
-    def test_labels_that_do_not_fit(self, folder):
-        np.save("bad.npy", np.ones((LABELS + 1, LABELS + 1)))
-        assert "must have shape (4,) or (4, 4)" in tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
-        np.save("bad.npy", 1.0)
-        assert "must have shape (4,) or (4, 4)" in tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
+    @pytest.mark.parametrize("count", [(LABELS + 1, LABELS + 1), ()])
+    def test_costs_that_do_not_fit(self, count):
+        np.save("bad.npy", np.ones(count))
+        message = tune.refuse(*ARGUMENTS, *FEW, "--compatibility", "bad.npy")
+        assert "image images/0.png: compatibility bad.npy: `compatibility` must have shape (4,)" in message
+        Path("bad.toml").write_text("compatibility = [1, 2, 3]")
+        message = tune.refuse(*ARGUMENTS, *FEW, "--params", "bad.toml")
+        assert "image images/0.png: params bad.toml: `compatibility` must have shape (4,)" in message
+
+    @pytest.mark.parametrize("method", ["optuna", "gradient"])
+    def test_one_image_that_costs_do_not_fit(self, method):
+        """It is left out, and the rest goes on."""
+        np.save("costs.npy", 1 - np.eye(LABELS))
+        np.save("predictions/2.npy", np.full((48, 64, 3), 1 / 3, np.float32))
+        options = ("--compatibility", "costs.npy", "--method", method, "--trials", 3)
+        result = tune.invoke(*ARGUMENTS, *options)
+        assert result.exit_code == 1
+        assert result.stderr == (
+            "1 of 6 images failed:\n"
+            "  2: image images/2.png: compatibility costs.npy: `compatibility` must have shape (3,) or "
+            "(3, 3), got (4, 4)\n"
+        )
+        assert "3 images searched    2 images held back" in result.stdout
+        assert Path("params.toml").exists()
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -360,6 +530,11 @@ class TestRefusals:
             (("--device", "cuda:99"), "cuda:99 was not found"),
             (("--params", "missing.toml"), "params missing.toml does not exist"),
             (("--appearance-sigma-rgb", 1e-9), "is too small: pixel"),
+            (("--iterations", 0), "--iterations 0 refines nothing, so that there is nothing to tune"),
+            (("--iterations", 0, "--method", "gradient"), "--iterations 0 refines nothing"),
+            (("--groups", "("), "'(' is not a regular expression: missing )"),
+            (("--groups", "x(.)"), "--groups 'x(.)' matches no name, such as "),
+            (("--groups", "(.*?)"), "all images are of one group, '', and a group is held back as a whole"),
             (("-o", "params.json"), "--output params.json must end in .toml"),
             (("-o", "missing/params.toml"), "make it first"),
         ],

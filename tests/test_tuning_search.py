@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from hdcrf.files import InputError
 from hdcrf.tuning import search as searching
 from hdcrf.tuning.budget import Budget
-from hdcrf.tuning.objective import DEFAULTS
+from hdcrf.tuning.objective import DEFAULTS, RefusedError
 from hdcrf.tuning.search import search
+from hdcrf.tuning.storage import open_study
 
 BEST = {**DEFAULTS, "appearance_weight": 2.0, "appearance_sigma_xy": 20.0, "smoothness_sigma": 1.0}
 
@@ -26,9 +28,14 @@ def bowl(best):
     return score
 
 
+def searched(score, starts, budget, *, seed=0, progress=None, kept=(None, None)):
+    with open_study(*kept) as study:
+        return search(study, score, starts, budget, seed=seed, progress=progress)
+
+
 class TestSearch:
     def search(self, trials, seed=0, starts=(DEFAULTS,), score=None, **options):
-        return search(score or bowl(BEST), starts, Budget(trials, None), seed=seed, **options)
+        return searched(score or bowl(BEST), starts, Budget(trials, None), seed=seed, **options)
 
     def test_finds_a_maximum(self):
         start = bowl(BEST)(DEFAULTS, lambda *_: False)
@@ -64,16 +71,16 @@ class TestSearch:
             return bowl(BEST)(parameters, stop)
 
         start = {**DEFAULTS, "smoothness_weight": 0.0}
-        found = search(score, [start, DEFAULTS], Budget(1, 1e-9), seed=0)
+        found = searched(score, [start, DEFAULTS], Budget(1, 1e-9))
         assert tried == [start, DEFAULTS]
         assert found.parameters in tried
 
     def test_time_ends_it(self, monkeypatch):
         clock = itertools.count()
         monkeypatch.setattr(searching.time, "monotonic", lambda: next(clock))
-        assert search(bowl(BEST), [DEFAULTS], Budget(None, 5), seed=0).trials == 5
+        assert searched(bowl(BEST), [DEFAULTS], Budget(None, 5)).trials == 5
         clock = itertools.count()
-        assert search(bowl(BEST), [DEFAULTS], Budget(3, 50), seed=0).trials == 3
+        assert searched(bowl(BEST), [DEFAULTS], Budget(3, 50)).trials == 3
 
     def test_trials_worse_than_the_median_are_stopped(self):
         finished, stopped = [], []
@@ -90,18 +97,27 @@ class TestSearch:
         assert len(finished) > 10
         assert found.score == max(finished)
 
-    def test_what_cannot_be_computed_is_passed_over(self):
+    def test_what_the_model_refuses_is_passed_over(self):
         failures = []
 
         def score(parameters, stop):
             if parameters != DEFAULTS and parameters["appearance_weight"] > 1:
                 failures.append(parameters)
-                raise InputError("out of range")
+                raise RefusedError("out of range")
             return bowl(BEST)(parameters, stop)
 
         found = self.search(20, score=score)
         assert failures
         assert found.trials == 20
+
+    def test_what_cannot_be_read_ends_it(self):
+        def score(parameters, stop):
+            if parameters != DEFAULTS:
+                raise InputError("image 3.png cannot be read")
+            return bowl(BEST)(parameters, stop)
+
+        with pytest.raises(InputError, match=r"^image 3\.png cannot be read$"):
+            self.search(20, score=score)
 
     def test_progress(self):
         seen = []
@@ -123,27 +139,33 @@ class TestSearch:
 
 
 class TestStorage:
-    def search(self, trials, path, notes=None, settings=None, score=None):
-        return search(
-            score or bowl(BEST),
-            [DEFAULTS],
-            Budget(trials, None),
-            seed=0,
-            storage=path,
-            settings=settings or {"seed": 0, "images": "abc"},
-            note=(notes if notes is not None else []).append,
-        )
+    def search(self, trials, path, score=None):
+        settings = {"seed": 0, "images": "abc"}
+        return searched(score or bowl(BEST), [DEFAULTS], Budget(trials, None), kept=(path, settings))
+
+    def refuse(self, path, message, settings=None):
+        """Check that a file is refused, and left as it was."""
+        before = path.read_bytes()
+        given = {"seed": 0, "images": "abc"} if settings is None else settings
+        with pytest.raises(InputError, match=message), open_study(path, given):
+            pass
+        assert path.read_bytes() == before
 
     def test_two_calls_are_as_one(self, tmp_path):
-        path, notes = tmp_path / "s.log", []
-        self.search(12, path, notes)
-        assert notes == []
-        found = self.search(25, path, notes)
-        assert notes == [f"storage {path}: going on after 12 trials"]
-        once = search(bowl(BEST), [DEFAULTS], Budget(25, None), seed=0)
+        path = tmp_path / "s.log"
+        self.search(12, path)
+        found = self.search(25, path)
+        once = searched(bowl(BEST), [DEFAULTS], Budget(25, None))
         assert (found.parameters, found.score, found.number) == (once.parameters, once.score, once.number)
         assert (found.trials, found.earlier) == (25, 12)
         assert [name.name for name in tmp_path.iterdir()] == ["s.log"]
+
+    def test_earlier_trials_are_noted(self, tmp_path):
+        path, notes = tmp_path / "s.log", []
+        for _ in range(2):
+            with open_study(path, note=notes.append) as study:
+                search(study, bowl(BEST), [DEFAULTS], Budget(1, None), seed=0)
+        assert notes == [f"storage {path}: going on after 1 trial"]
 
     @pytest.mark.parametrize("torn", [b"", b'{"op_code":6,"worker_id":"12'])
     def test_one_that_was_killed_is_as_one(self, torn, tmp_path):
@@ -160,36 +182,103 @@ class TestStorage:
             return bowl(BEST)(parameters, stop)
 
         with pytest.raises(Killed):
-            self.search(25, path, score=score)
+            self.search(25, path, score)
         with open(path, "ab") as file:
             file.write(torn)
         found = self.search(25, path)
-        once = search(bowl(BEST), [DEFAULTS], Budget(25, None), seed=0)
+        once = searched(bowl(BEST), [DEFAULTS], Budget(25, None))
         assert (found.parameters, found.number, found.trials) == (once.parameters, once.number, once.trials)
+        assert self.search(25, path).earlier == 25
 
     def test_enough_trials_are_no_more(self, tmp_path):
         first = self.search(12, tmp_path / "s.log")
         again = self.search(5, tmp_path / "s.log")
         assert (again.parameters, again.trials, again.earlier) == (first.parameters, 12, 12)
 
+    def test_optuna_reads_what_is_kept(self, tmp_path):
+        """With its own class for such files."""
+        optuna = pytest.importorskip("optuna")
+        found = self.search(12, tmp_path / "s.log")
+        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "s.log"))
+        study = optuna.load_study(study_name="hdcrf tune", storage=optuna.storages.JournalStorage(backend))
+        assert len(study.trials) == 12
+        assert study.best_value == found.score
+
+    def test_belongs_to_one_at_a_time(self, tmp_path):
+        """To one process, or one call; and it is free again when that one has ended."""
+        path = tmp_path / "s.log"
+        with open_study(path) as study:
+            search(study, bowl(BEST), [DEFAULTS], Budget(3, None), seed=0)
+            study.ask()
+            self.refuse(path, r"s\.log is in use by another run of this command; wait for it", {})
+        with open_study(path) as study:
+            assert len(study.trials) == 4
+
+    def test_a_lock_that_is_left_behind(self, tmp_path):
+        """One of Optuna's own, which would be waited for."""
+        self.search(3, tmp_path / "s.log")
+        (tmp_path / "s.log.lock").touch()
+        began = time.monotonic()
+        assert self.search(5, tmp_path / "s.log").trials == 5
+        assert time.monotonic() - began < 20
+
+    def test_a_disk_that_fills_up(self, tmp_path):
+        """What was written of a line is taken off by the next call, which goes on."""
+        resource = pytest.importorskip("resource")
+        path, (before, most) = tmp_path / "s.log", resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, most))
+        try:
+            with pytest.raises(OSError, match=r"^storage .*s\.log cannot be written: .*File too large"):
+                self.search(12, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+        assert path.stat().st_size == 6000
+        found = self.search(12, path)
+        assert 0 < found.earlier < 12
+        assert found.trials == 12
+
     def test_of_other_settings(self, tmp_path):
         self.search(3, tmp_path / "s.log")
-        before = (tmp_path / "s.log").read_bytes()
-        with pytest.raises(
-            InputError, match=r"s\.log is of a search with other images, ignore; name a new file"
-        ):
-            self.search(3, tmp_path / "s.log", settings={"seed": 0, "images": "x", "ignore": 3})
-        assert (tmp_path / "s.log").read_bytes() == before
+        self.refuse(
+            tmp_path / "s.log",
+            r"s\.log is of a search with other images, ignore; name a new file",
+            {"seed": 0, "images": "x", "ignore": 3},
+        )
 
     def test_other_files(self, tmp_path):
         path = tmp_path / "s.log"
         path.write_text("a log of something else\n")
-        with pytest.raises(InputError, match="is not a file that `hdcrf tune` made"):
-            self.search(3, path)
-        assert path.read_text() == "a log of something else\n"
-        path.write_text('{"op_code":0,"worker_id":\n{"op_code":0}\n')
-        with pytest.raises(InputError, match=r"cannot be read.*; it may be damaged, name a new file"):
-            self.search(3, path)
+        self.refuse(path, "is not a file that `hdcrf tune` made")
+        for text in ('{"op_code":0,"worker_id":\n{"op_code":0}\n', '{"op_code":99}\n', '{"op_code":4}\n'):
+            path.write_text(text)
+            self.refuse(path, r"cannot be read.*; it may be damaged, name a new file")
+        with pytest.raises(InputError, match=r"cannot be opened: .*; name another"), open_study(tmp_path):
+            pass
+
+    @pytest.mark.parametrize("name", ["hdcrf tune", "another"])
+    @pytest.mark.parametrize("direction", ["maximize", "minimize"])
+    def test_studies_of_other_tools(self, name, direction, tmp_path):
+        """Also of one that takes the same name."""
+        optuna = pytest.importorskip("optuna")
+        path = tmp_path / "s.log"
+        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        kept_by = optuna.storages.JournalStorage(backend)
+        study = optuna.create_study(study_name=name, storage=kept_by, direction=direction)
+        if (name, direction) == ("hdcrf tune", "maximize"):
+            study.tell(study.ask(), 1.0)
+        self.refuse(path, "is not a file that `hdcrf tune` made; name another")
+
+    @pytest.mark.parametrize(
+        "given", [None, 3, {"smoothness_sigma": 1.0}, {**DEFAULTS, "smoothness_sigma": "x"}]
+    )
+    def test_trials_of_other_tools(self, given, tmp_path):
+        path = tmp_path / "s.log"
+        with open_study(path, {"seed": 0, "images": "abc"}) as study:
+            trial = study.ask()
+            if given is not None:
+                trial.set_user_attr("parameters", given)
+            study.tell(trial, 1.0)
+        self.refuse(path, "is not a file that `hdcrf tune` made; name another")
 
     def test_an_empty_file_is_a_new_one(self, tmp_path):
         (tmp_path / "s.log").touch()
