@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 import shlex
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -130,7 +131,11 @@ class _Material:
     "100, or 20 epochs, or any number where there is --time.",
 )
 @click.option(
-    "--time", "seconds", type=Number(0, min_open=True), help="End the search after so many seconds."
+    "--time",
+    "seconds",
+    type=Number(0, min_open=True),
+    help="End the search after so many seconds, when the trial at work is finished; reading and scoring come "
+    "on top.",
 )
 @click.option(
     "--storage",
@@ -490,11 +495,14 @@ def _writer(values: Mapping[str, Any], comments: Sequence[str]) -> Callable[[Bin
 def _head(context: click.Context, how: str, found: Found, scores: Sequence[str]) -> list[str]:
     """Return the comments at the head of the file."""
     given = context.params
+    made = (
+        f"Made by hdcrf tune --method {how} --seed {given['seed']}{_said(context, _NOT_IN_FILE)}, of version "
+        f"{hdcrf.__version__}, from the images {given['images']}, the predictions {given['predictions']} and "
+        f"the labels {given['ground_truth']}: scores in percent after {many(found.trials, _NOUNS[how])}, of "
+        f"which number {found.number} was the best."
+    )
     lines = [
-        f"Made by hdcrf tune --method {how} --seed {given['seed']}{_said(context, _NOT_IN_FILE)}, of version",
-        f"{hdcrf.__version__}, from the images {given['images']}, the predictions {given['predictions']}",
-        f"and the labels {given['ground_truth']}: scores in percent after {many(found.trials, _NOUNS[how])},",
-        f"of which number {found.number} was the best.",
+        *textwrap.wrap(made, 88),
         *scores,
         "Sigmas in position are in pixels: for images and videos, not for points and volumes.",
     ]

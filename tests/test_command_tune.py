@@ -107,12 +107,11 @@ class TestResult:
     def test_the_head_of_the_file(self):
         stdout = tune.succeed(*ARGUMENTS, *FEW, "--seed", 4).stdout
         head = [line[2:] for line in Path("params.toml").read_text().splitlines() if line.startswith("#")]
-        assert head[:3] == [
-            "Made by hdcrf tune --method optuna --seed 4, of version",
-            f"{hdcrf.__version__}, from the images images, the predictions predictions",
-            "and the labels truth: scores in percent after 8 trials,",
-        ]
-        assert head[4:] == [
+        assert " ".join(head[:3]).startswith(
+            f"Made by hdcrf tune --method optuna --seed 4, of version {hdcrf.__version__}, from the images "
+            "images, the predictions predictions and the labels truth: scores in percent after 8 trials, "
+        )
+        assert head[3:] == [
             *stdout.splitlines()[1:6],
             "Sigmas in position are in pixels: for images and videos, not for points and volumes.",
         ]
@@ -124,12 +123,12 @@ class TestResult:
             Image.fromarray(labels).save(f"predictions/{index}.png")
         options = ("--gt-prob", 0.6, "--unknown", 99, "--unknown", 98, "--ignore", 77, "--hold-back", 0.5)
         tune.succeed(*ARGUMENTS, *FEW, *options, "--groups", "(.)", "--max-images", 5)
-        head = Path("params.toml").read_text()
+        head = Path("params.toml").read_text().replace("\n# ", " ")
         assert (
             "--seed 0 --hold-back 0.5 --groups '(.)' --max-images 5 --ignore 77 --gt-prob 0.6 --unknown 99 "
-            "--unknown 98, of version\n"
+            "--unknown 98, of version "
         ) in head
-        assert "# The predictions were read with --gt-prob 0.6 --unknown 99 --unknown 98: say so to" in head
+        assert " The predictions were read with --gt-prob 0.6 --unknown 99 --unknown 98: say so to" in head
 
     def test_is_reproducible(self):
         tune.succeed(*ARGUMENTS, *FEW)
