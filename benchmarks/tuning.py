@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from PIL import Image
 from skimage import transform
 
-from hdcrf.command_line import commands
+from hdcrf.commands.main import commands
 
 try:
     from benchmarks.inputs import machine_line, photo, regions

@@ -16,7 +16,7 @@ def main() -> None:
         needs = " and ".join(missing)
         print(f'hdcrf\'s command line needs {needs}: pip install "hdcrf[images]"', file=sys.stderr)
         sys.exit(2)
-    from hdcrf.command_line import commands
+    from hdcrf.commands.main import commands
 
     gc.freeze()  # what PyTorch's import made stays: to look through it all at the end takes half a second
     commands(prog_name="hdcrf")

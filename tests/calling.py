@@ -3,7 +3,7 @@
 import numpy as np
 from click.testing import CliRunner
 
-from hdcrf.command_line import commands
+from hdcrf.commands.main import commands
 
 
 class Command:

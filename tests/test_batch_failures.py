@@ -23,7 +23,7 @@ from batch_folder import (
     succeed,
 )
 
-from hdcrf import command_batch
+from hdcrf.commands import batch as command_batch
 from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST
 from hdcrf.folders.pairs import Pair

@@ -9,7 +9,7 @@ import pytest
 from batch_folder import HEIGHT, LABELS, STEMS, WIDTH, counts, labels, succeed
 from PIL import Image
 
-from hdcrf import command_batch_results
+from hdcrf.commands import batch_results as command_batch_results
 from hdcrf.folders.scores import LabelScores, score_labels
 
 

@@ -30,8 +30,9 @@ from batch_folder import (
 from PIL import Image
 
 import hdcrf
-from hdcrf import command_batch, image_files, machine
-from hdcrf.command_batch import batch
+from hdcrf import image_files, machine
+from hdcrf.commands import batch as command_batch
+from hdcrf.commands.batch import batch
 from hdcrf.folders import refinement
 from hdcrf.folders.manifest import MANIFEST
 

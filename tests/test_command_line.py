@@ -20,9 +20,11 @@ from PIL import Image
 from skimage import data
 
 import hdcrf
-from hdcrf import array_files, command_image, command_line, image_files
-from hdcrf.command_line import commands
-from hdcrf.command_running import progress_bar
+from hdcrf import array_files, image_files
+from hdcrf.commands import image as command_image
+from hdcrf.commands import main as command_line
+from hdcrf.commands.main import commands
+from hdcrf.commands.running import progress_bar
 from hdcrf.machine import cpu_count
 
 HEIGHT, WIDTH = 48, 72

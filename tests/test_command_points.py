@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import hdcrf
-from hdcrf import command_points, command_running
-from hdcrf.command_line import commands
+from hdcrf.commands import points as command_points
+from hdcrf.commands import running as command_running
+from hdcrf.commands.main import commands
 from hdcrf.files import ignore
 from hdcrf.pictures import palette
 from hdcrf.point_files import read_points, write_points

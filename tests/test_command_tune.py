@@ -18,7 +18,7 @@ from PIL import Image
 
 import hdcrf
 from benchmarks.tuning import LABELS, crops, predicted, scores_of
-from hdcrf import command_tune
+from hdcrf.commands import tune as command_tune
 from hdcrf.files import InputError
 from hdcrf.folders.pairs import find_pairs
 from hdcrf.params_file import read_params

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 import hdcrf
-from hdcrf import array_files, command_running, command_video, video_files
-from hdcrf.command_line import commands
-from hdcrf.command_running import progress_bar
+from hdcrf import array_files, video_files
+from hdcrf.commands import running as command_running
+from hdcrf.commands import video as command_video
+from hdcrf.commands.main import commands
+from hdcrf.commands.running import progress_bar
 from hdcrf.video_files import VideoWriter, read_video
 from tests.calling import Command, member
 

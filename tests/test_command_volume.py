@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import hdcrf
-from hdcrf import command_running, command_volume
-from hdcrf.command_line import commands
+from hdcrf.commands import running as command_running
+from hdcrf.commands import volume as command_volume
+from hdcrf.commands.main import commands
 from hdcrf.pictures import palette, slices
 from tests.calling import Command, member
 

@@ -26,7 +26,7 @@ from mdit_py_plugins.admon import admon_plugin
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from hdcrf.command_line import commands
+from hdcrf.commands.main import commands
 
 if sys.version_info >= (3, 11):
     import tomllib

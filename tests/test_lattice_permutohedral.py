@@ -65,6 +65,51 @@ def test_equals_the_dictionary_in_high_dimension(device, dimension):
     close(lattice.filter(values.to(device)), DictionaryFilter("simplex", features, order=2).filter(values))
 
 
+# Of many axes, the taps multiply to less than the smallest number in float32, and c is beyond the largest.
+@pytest.mark.parametrize(
+    ("dimension", "order"), [(60, 1), (101, 1), (102, 1), (125, 1), (300, 1), (60, 2), (30, 3)]
+)
+def test_many_dimensions_in_float32(device, backend, dimension, order):
+    groups, noise = cloud(4, dimension, spread=3.0), cloud(12, dimension, seed=1, spread=0.3)
+    features = (groups.repeat(3, 1) + noise).to(device)
+    values = torch.rand(12, 2, dtype=torch.float64, device=device).requires_grad_()
+    exact, lattice = (
+        PermutohedralLattice(part, order=order, backend=backend) for part in (features, features.float())
+    )
+    single = values.detach().float().requires_grad_()
+
+    def alike(result, expected):  # worst seen: 2e-6
+        torch.testing.assert_close(result.double(), expected, rtol=2e-5, atol=2e-6)
+
+    for normalization in ("none", "before", "after", "symmetric"):
+        expected = exact.filter(values, normalization=normalization)
+        result = lattice.filter(single, normalization=normalization)
+        alike(result, expected)
+        (wanted,) = torch.autograd.grad(expected, values, values.detach())
+        alike(torch.autograd.grad(result, single, single.detach())[0], wanted)
+    alike(lattice.filter(single, query=features.float()), exact.filter(values, query=features))
+    alike(lattice.symmetric_product(single.detach()), exact.symmetric_product(values.detach()))
+    if dimension <= 125:
+        alike(lattice.diagonal(), exact.diagonal())
+
+
+def test_more_dimensions_than_the_constant_allows(device):
+    lattice = PermutohedralLattice(cloud(5, 980, device=device).float())
+    assert (lattice.filter(torch.ones(5, 1, device=device)) > 0.1).all()
+    with pytest.raises(ValueError, match="constant .* is too large for a number; use fewer dimensions"):
+        PermutohedralLattice(cloud(5, 1000, device=device).float())
+
+
+def test_rounds_that_lose_everything_in_the_gaps(device, backend):
+    features = cloud(12, 20, spread=3.0, device=device)
+    lattice = PermutohedralLattice(features.float(), order=16, backend=backend)
+    with pytest.raises(
+        ValueError, match="`order` 16 have sums below the range of torch.float32; use float64"
+    ):
+        lattice.filter(torch.ones(12, 1, device=device), normalization="symmetric")
+    PermutohedralLattice(features, order=16, backend=backend).degree()
+
+
 @pytest.mark.parametrize("dimension", [1, 2, 3, 5])
 def test_splat_keeps_the_sum(device, dimension):
     lattice = PermutohedralLattice(cloud(50, dimension, device=device))

@@ -11,7 +11,7 @@ from calling import Command, contents
 from PIL import Image
 
 import hdcrf
-from hdcrf import command_line
+from hdcrf.commands import main as command_line
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.files import InputError
 from hdcrf.params_file import keys_of, layer_params, owners_of, read_params, write_params

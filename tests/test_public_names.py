@@ -80,7 +80,8 @@ SIGNATURES = {
     hdcrf.mean_field: """logits kernels compatibility iterations exclude_self=True tolerance=None track=False
         return_logits=True progress=None""",
     hdcrf.folders.find_pairs: "images predictions truths=None note=<built-in function warn>",
-    hdcrf.folders.read_prediction: "path shape gt_prob unknown=() num_labels=None note=<built-in function warn>",
+    hdcrf.folders.read_prediction: """path shape gt_prob unknown=() num_labels=None
+        note=<built-in function warn>""",
     hdcrf.folders.read_labels: "role path shape",
     hdcrf.folders.score_labels: "labels truth ignore=None boundaries=True",
     hdcrf.folders.total_scores: "outcomes",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from hdcrf.command_folders import unseen_label
-from hdcrf.command_image import PHOTO
+from hdcrf.commands.folder_options import unseen_label
+from hdcrf.commands.image import PHOTO
 from hdcrf.files import Note, many
 from hdcrf.folders.manifest import Entry
 from hdcrf.folders.outcomes import Failure, Outcome

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from hdcrf import machine
-from hdcrf.command_running import progress_bar
+from hdcrf.commands.running import progress_bar
 from hdcrf.folders.manifest import Entry, Manifest
 from hdcrf.folders.outcomes import Failure, Outcome
 from hdcrf.folders.pairs import Pair

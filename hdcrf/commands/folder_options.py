@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import click
 
-from hdcrf.command_failures import as_print_failure
-from hdcrf.command_options import is_given
+from hdcrf.commands.failures import as_print_failure
+from hdcrf.commands.options import is_given
 from hdcrf.files import import_extra, many, printable
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair

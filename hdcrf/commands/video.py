@@ -20,8 +20,8 @@ import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import stream_array
 from hdcrf.arrays import check_float32_range
-from hdcrf.command_failures import as_write_failure
-from hdcrf.command_options import (
+from hdcrf.commands.failures import as_write_failure
+from hdcrf.commands.options import (
     OPACITY,
     PATH,
     Number,
@@ -32,7 +32,7 @@ from hdcrf.command_options import (
     sigma,
     weight,
 )
-from hdcrf.command_running import (
+from hdcrf.commands.running import (
     build_layer,
     check_memory,
     find_device,
@@ -41,7 +41,7 @@ from hdcrf.command_running import (
     progress_bar,
     use_threads,
 )
-from hdcrf.command_tally import Tally, Wording
+from hdcrf.commands.tally import Tally, Wording
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, check_outputs, import_extra, whole_files
 from hdcrf.video_files import SLOWEST, Video, VideoWriter, read_video

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from hdcrf.command_batch_results import hints, output_writers, print_notes, summary
-from hdcrf.command_batch_run import Run
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
-from hdcrf.command_image import BYTES_A_PIXEL
-from hdcrf.command_options import (
+from hdcrf.commands.batch_results import hints, output_writers, print_notes, summary
+from hdcrf.commands.batch_run import Run
+from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
+from hdcrf.commands.image import BYTES_A_PIXEL
+from hdcrf.commands.options import (
     DEVICE,
     PATH,
     QUIET,
@@ -25,7 +25,7 @@ from hdcrf.command_options import (
     model_files,
     photo_model_options,
 )
-from hdcrf.command_running import (
+from hdcrf.commands.running import (
     find_device,
     fitting_threads,
     layer_arguments,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import hdcrf
 from hdcrf import pictures
 from hdcrf.array_files import read_probabilities, write_array
-from hdcrf.command_options import (
+from hdcrf.commands.options import (
     GT_PROB,
     OPACITY,
     PATH,
@@ -29,7 +29,7 @@ from hdcrf.command_options import (
     sigma,
     weight,
 )
-from hdcrf.command_running import (
+from hdcrf.commands.running import (
     build_layer,
     check_memory,
     find_device,
@@ -39,7 +39,7 @@ from hdcrf.command_running import (
     use_threads,
     write_all,
 )
-from hdcrf.command_tally import Tally, Wording
+from hdcrf.commands.tally import Tally, Wording
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, check_outputs
 from hdcrf.image_files import write_picture

@@ -12,14 +12,14 @@ import click
 import torch
 
 import hdcrf
-from hdcrf.command_batch import batch
-from hdcrf.command_failures import Commands
-from hdcrf.command_image import image
-from hdcrf.command_points import points
-from hdcrf.command_running import version_of
-from hdcrf.command_tune import tune
-from hdcrf.command_video import video
-from hdcrf.command_volume import volume
+from hdcrf.commands.batch import batch
+from hdcrf.commands.failures import Commands
+from hdcrf.commands.image import image
+from hdcrf.commands.points import points
+from hdcrf.commands.running import version_of
+from hdcrf.commands.tune import tune
+from hdcrf.commands.video import video
+from hdcrf.commands.volume import volume
 from hdcrf.machine import cpu_count
 from voxel.backend import why_not
 

@@ -12,8 +12,8 @@ import torch
 
 import hdcrf
 from hdcrf import image_files, pictures
-from hdcrf.command_image_labels import read_start, write_energy, write_labels, write_marginals, write_picture
-from hdcrf.command_options import (
+from hdcrf.commands.image_labels import read_start, write_energy, write_labels, write_marginals, write_picture
+from hdcrf.commands.options import (
     GT_PROB,
     OPACITY,
     PATH,
@@ -23,7 +23,7 @@ from hdcrf.command_options import (
     photo_model_options,
     run_options,
 )
-from hdcrf.command_running import (
+from hdcrf.commands.running import (
     build_layer,
     find_device,
     memory_of,
@@ -34,7 +34,7 @@ from hdcrf.command_running import (
     version_of,
     write_all,
 )
-from hdcrf.command_tally import Tally, Wording
+from hdcrf.commands.tally import Tally, Wording
 from hdcrf.failures import as_input_error
 from hdcrf.files import check_outputs
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from hdcrf import machine
 from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
-from hdcrf.command_failures import as_print_failure, as_write_failure
-from hdcrf.command_options import EARLY_NOTES
+from hdcrf.commands.failures import as_print_failure, as_write_failure
+from hdcrf.commands.options import EARLY_NOTES
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, ignore, printable, whole_files

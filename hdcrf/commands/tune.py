@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import hdcrf
-from hdcrf.command_folders import IGNORE, UNKNOWN, check_predictions, print_failures, unseen_label
-from hdcrf.command_image import BYTES_A_PIXEL
-from hdcrf.command_options import (
+from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, print_failures, unseen_label
+from hdcrf.commands.image import BYTES_A_PIXEL
+from hdcrf.commands.options import (
     PATH,
     PHOTO_KERNELS,
     Number,
@@ -34,7 +34,7 @@ from hdcrf.command_options import (
     model_options,
     run_options,
 )
-from hdcrf.command_running import (
+from hdcrf.commands.running import (
     find_device,
     layer_arguments,
     memory_of,
@@ -44,7 +44,7 @@ from hdcrf.command_running import (
     use_threads,
     write_all,
 )
-from hdcrf.command_tune_results import Row, effort, fewer_labels, gain, table, warning
+from hdcrf.commands.tune_results import Row, effort, fewer_labels, gain, table, warning
 from hdcrf.failures import is_out_of_memory
 from hdcrf.files import InputError, Note, check_outputs, import_extra, many, natural_order, reason
 from hdcrf.folders.outcomes import Failure
