@@ -171,7 +171,7 @@ class LatticeKernel(PairwiseKernel):
         self.operator, self.weight = operator, weight
         degree = None if normalization == "none" else operator.degree()
         self.left, self.right = _normalizers(degree, normalization)
-        self.native = operator.native and operator.has_axes
+        self.native = operator.fused
 
     @property
     def num_points(self) -> int:
@@ -207,7 +207,7 @@ class LatticeKernel(PairwiseKernel):
         vertex_values = self._splat.transposed_product(values)
         for blur in self.operator.blurs:
             vertex_values = blur.product(vertex_values)
-        return vertex_values * (self.weight * self.operator.constant)
+        return vertex_values * (self.weight * self.operator.remainder)
 
     def _filter(self, values: Tensor) -> Tensor:
         """Return L K R v."""

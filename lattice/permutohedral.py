@@ -144,8 +144,8 @@ class PermutohedralLattice(SplatBlurSlice):
         cells, order = self.structure.cells, self.order
         corners = self.structure.cell_vertices
         if not (self.native and follows_all_sets(cells.rank, self.num_vertices, _KERNEL_MARGIN)):
-            kernel = corner_kernel(corners, cells.rank, self.axis_blurs, order)
-            return self.constant * _quadratic_form(cells.weights, kernel, cells.cell)
+            kernel = corner_kernel(corners, cells.rank, self.scaled_axis_blurs, order)
+            return self.remainder * _quadratic_form(cells.weights, kernel, cells.cell)
         points, size = cells.weights.shape
         kernel = new_large(cells.weights, (len(corners), size, size))
         threads = torch.get_num_threads()

@@ -7,6 +7,7 @@ everything else is here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ from voxel.fused_filter import filter_into, fused_filter
 from voxel.sparse_matrix import SparseMatrix
 
 __all__ = ["Cells", "SplatBlurSlice"]
+
+# Each round of blur may halve a value, where a vertex has no neighbours. Of a number near 1, halved so often,
+# all digits still lie above the smallest normal number, below which the kernels see zero.
+_MOST_HALVINGS = {torch.float32: 126 - 24, torch.float64: 1022 - 53}
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class SplatBlurSlice(FilterOperator):
 
     Attributes:
         native: Whether the compiled kernels run.
+        shares: The powers of two in c, one for each axis; their product times `remainder` is c.
+        remainder: What else there is.
     """
 
     def __init__(
@@ -87,11 +94,11 @@ class SplatBlurSlice(FilterOperator):
         backend: str,
     ) -> None:
         super().__init__(features, batch)
-        if constant > torch.finfo(features.dtype).max:
-            advice = "use float64, or fewer" if features.dtype == torch.float32 else "use fewer"
+        self.shares, self.remainder = _shared(constant, len(axes))
+        if self.remainder > torch.finfo(features.dtype).max:
             raise ValueError(
                 f"`features` has d = {features.shape[1]} dimensions, for which the constant that makes the "
-                f"filter approximate the sum is beyond {features.dtype}; {advice} dimensions"
+                "filter approximate the sum is too large for a number; use fewer dimensions"
             )
         self.order, self.halo, self.constant = order, halo, constant
         self.native = uses_native(backend, features)
@@ -132,10 +139,16 @@ class SplatBlurSlice(FilterOperator):
         """The blur along each axis, as tables of taps."""
         return [AxisBlur.of(links, self.order, self.features.dtype) for links in self.structure.links]
 
+    @property
+    def scaled_axis_blurs(self) -> Sequence[AxisBlur]:
+        """The same with its share of c in each, so that the product of many taps stays in range."""
+        pairs = zip(self.axis_blurs, self.shares, strict=True)
+        return [replace(blur, taps=blur.taps * share) for blur, share in pairs]
+
     @cached_property
     def blurs(self) -> Sequence[SparseMatrix]:
-        """B_1 … B_A, each (V, V)."""
-        return [axis_blur.matrix(native=self.native) for axis_blur in self.axis_blurs]
+        """B_1 … B_A, each (V, V) and times its share of c."""
+        return [axis_blur.matrix(native=self.native) for axis_blur in self.scaled_axis_blurs]
 
     @abstractmethod
     def _cells(self, name: str, features: Tensor, batch: Tensor | None) -> tuple[Cells, Tensor]:
@@ -159,7 +172,7 @@ class SplatBlurSlice(FilterOperator):
     def blur(self, vertex_values: Tensor) -> Tensor:
         """Blur (V, C) values of the vertices along every axis in turn: B_A … B_1 x, (V, C)."""
         self._check_vertex_values(vertex_values)
-        return self._blur(vertex_values)
+        return self._blur(vertex_values) * (self.remainder / self.constant)
 
     def slice(
         self, vertex_values: Tensor, query: Tensor | None = None, query_batch: Tensor | None = None
@@ -179,20 +192,38 @@ class SplatBlurSlice(FilterOperator):
         check_same_kind("vertex_values", vertex_values, "features", self.features)
 
     def _blur(self, vertex_values: Tensor) -> Tensor:
+        """Blur along every axis, each time with its share of c."""
         for blur in self.blurs:
             vertex_values = blur.product(vertex_values)
         return vertex_values
 
     def _apply(self, values: Tensor, target: object) -> Tensor:
-        if target is None and self.native and self.has_axes:
+        if target is None and self.fused:
             return self.scaled_filter(values, None, None, self.constant)
         matrix = self.interpolation if target is None else self._target_matrix(target)
         blurred = self._blur(self.interpolation.transposed_product(values))
-        return matrix.product(blurred * self.constant)
+        return matrix.product(blurred * self.remainder)
+
+    def degree(self) -> Tensor:
+        """Return the (N,) row sums D = K 1, the approximate number of points within reach of each.
+
+        Raises:
+            ValueError: If one is too small for the dtype: many rounds of blur lose much in the gaps between
+                points, which in many dimensions are everywhere.
+        """
+        degree = super().degree()
+        held = torch.finfo(degree.dtype)
+        if bool((degree.detach() < held.tiny / held.eps).any()):
+            advice = "use float64, or " if degree.dtype == torch.float32 else "use "
+            raise ValueError(
+                f"`features` of d = {self.dimension} dimensions with `order` {self.order} have sums below "
+                f"the range of {degree.dtype}; {advice}a lower order, a halo or fewer dimensions"
+            )
+        return degree
 
     def symmetric_product(self, values: Tensor) -> Tensor:
         """Return W v = ½ c S (B_A … B_1 + B_1 … B_A) Sᵀ v: one splat, the blurs both ways, one slice."""
-        if self.native and self.has_axes:
+        if self.fused:
             return self._native_symmetric_product(values)
         splatted = self.interpolation.transposed_product(values)
         blurred = backward = self._blur(splatted)
@@ -200,7 +231,7 @@ class SplatBlurSlice(FilterOperator):
             backward = splatted
             for blur in reversed(self.blurs):
                 backward = blur.product(backward)
-        return self.interpolation.product((blurred + backward) * (0.5 * self.constant))
+        return self.interpolation.product((blurred + backward) * (0.5 * self.remainder))
 
     def _native_symmetric_product(self, values: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -216,9 +247,14 @@ class SplatBlurSlice(FilterOperator):
         return result
 
     @property
-    def has_axes(self) -> bool:
-        """Whether the blur is one along axes."""
-        return len(self.structure.links) > 0
+    def fused(self) -> bool:
+        """Whether a compiled kernel does the whole filter in one.
+
+        It does not where the blur is none along axes; nor where the axes are so many that values would fall
+        out of range before c makes up for it, which the kernel applies last.
+        """
+        rounds = self.order * len(self.structure.links)
+        return self.native and 0 < rounds <= _MOST_HALVINGS[self.features.dtype]
 
     def scaled_filter(
         self,
@@ -264,6 +300,15 @@ class SplatBlurSlice(FilterOperator):
             f"{type(self).__name__}({self.num_points} points, {self.num_vertices} vertices, "
             f"d={self.dimension}, order={self.order}, halo={self.halo})"
         )
+
+
+def _shared(constant: float, axes: int) -> tuple[list[float], float]:
+    """Split a constant into powers of two for the axes, as even as can be, and what remains of it."""
+    if not axes:
+        return [], constant
+    remainder, exponent = math.frexp(constant)
+    ends = [exponent * axis // axes for axis in range(axes + 1)]
+    return [2.0 ** (end - start) for start, end in itertools.pairwise(ends)], remainder
 
 
 def power(base: float, exponent: float) -> float:
