@@ -144,7 +144,7 @@ class CRFLayer(nn.Module, ABC):
         # Not above: it needs the layers, to know their parameters.
         from hdcrf.params_file import layer_params
 
-        return cls(num_labels, **{**layer_params(path, cls, num_labels), **options})
+        return cls(num_labels, **layer_params(path, cls, num_labels, options), **options)
 
     @property
     def tolerance(self) -> float | None:

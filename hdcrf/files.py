@@ -13,6 +13,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_outputs",
     "ignore",
     "import_extra",
+    "lock_file",
     "many",
     "natural_order",
     "printable",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 Note = Callable[[str], object]
+
+_FAR = 1 << 40  # the byte that is locked where there are no locks of whole files
 
 
 def ignore(message: str) -> None:
@@ -167,6 +171,35 @@ def _check_folder(name: str, path: Path, folder: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"{name} {path}: nothing can be written in {folder} ({error.strerror})") from error
+
+
+def lock_file(file: FileIO) -> bool:
+    """Lock a file until it is closed or the process ends, however; return False if another has it locked.
+
+    Where the system or the file system has no locks, it is taken for granted.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return _locked_on_windows(file)
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _locked_on_windows(file: FileIO) -> bool:
+    import msvcrt
+
+    file.seek(_FAR)  # far behind the content, which others may still read
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

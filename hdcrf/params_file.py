@@ -88,7 +88,7 @@ def layer_params(
     path: str | os.PathLike[str],
     layer: type[CRFLayer],
     num_labels: int,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Read parameters as arguments of a layer with that many labels.
 
@@ -111,7 +111,7 @@ def layer_params(
                 f"params {path}: `{key}` is not a parameter of {layer.__name__}, but of "
                 f"{' and '.join(owners_of(key))}; leave it out"
             )
-    values = {key: value for key, value in values.items() if key not in (options or {})}
+    values = {key: value for key, value in values.items() if key not in options}
     if isinstance(values.get("compatibility"), list):
         values["compatibility"] = torch.tensor(values["compatibility"], dtype=torch.float32)
     check_count("num_labels", num_labels, 1)

@@ -23,6 +23,7 @@ from batch_folder import (
     succeed,
 )
 
+from hdcrf import machine
 from hdcrf.commands import batch as command_batch
 from hdcrf.folders import refinement, settings
 from hdcrf.folders.manifest import MANIFEST
@@ -186,7 +187,7 @@ class TestFailures:
         assert "\x1b" not in errors
 
     def test_too_large_for_the_memory(self, folders, monkeypatch):
-        monkeypatch.setattr(command_batch, "memory_of", lambda device: 470 * 500)
+        monkeypatch.setattr(machine, "memory_of", lambda device: 470 * 500)
         result = succeed(code=1)
         assert "has 36 x 24 = 0 megapixels, more than the 0.0004 that can be handled" in result.stderr
 

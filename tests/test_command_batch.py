@@ -31,7 +31,6 @@ from PIL import Image
 
 import hdcrf
 from hdcrf import image_files, machine
-from hdcrf.commands import batch as command_batch
 from hdcrf.commands.batch import batch
 from hdcrf.folders import refinement
 from hdcrf.folders.manifest import MANIFEST
@@ -255,7 +254,7 @@ class TestAtWork:
     @pytest.mark.parametrize(("memory", "together"), [(875_000, 1), (1_750_000, 3)])
     def test_images_wait_for_memory(self, memory, together, folders, monkeypatch):
         """Each takes 421 kB for its pixels and three labels, of four fifths."""
-        monkeypatch.setattr(command_batch, "memory_of", lambda device: memory)
+        monkeypatch.setattr(machine, "memory_of", lambda device: memory)
         likely = refinement.most_likely
         at_work, most = [], []
 

@@ -8,8 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import click
 import numpy as np
@@ -23,6 +24,7 @@ import hdcrf
 from hdcrf import array_files, image_files
 from hdcrf.commands import image as command_image
 from hdcrf.commands import main as command_line
+from hdcrf.commands import running as command_running
 from hdcrf.commands.main import commands
 from hdcrf.commands.running import progress_bar
 from hdcrf.machine import cpu_count
@@ -340,7 +342,7 @@ class TestRefusals:
         assert "photo . is a folder" in result.stderr
 
     def test_photo_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_image, "BYTES_A_PIXEL", 1 << 50)
+        monkeypatch.setattr(command_running, "BYTES_A_PIXEL", 1 << 50)
         assert "72 x 48 = 0 megapixels, more than" in refuse(*ANNOTATION)
 
     def test_broken_annotation(self, folder):
@@ -539,19 +541,28 @@ class TestProcess:
             stdin=subprocess.DEVNULL,
             stderr=terminal,
         )
+        os.close(terminal)
+        seen, shown = bytearray(), threading.Event()
+
+        def read():  # to the end, or else the process would wait for room to write
+            with suppress(OSError):  # which is how the end shows
+                while content := os.read(controller, 1024):
+                    seen.extend(content)
+                    if b"Mean field" in seen:
+                        shown.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
         try:
-            os.close(terminal)
-            seen = b""
-            deadline = time.monotonic() + 60
-            while b"Mean field" not in seen and time.monotonic() < deadline:
-                seen += os.read(controller, 1024)
+            assert shown.wait(60)
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
-            assert b"Mean field" in seen
         finally:
             process.kill()
             process.wait()
+            reader.join(60)
             os.close(controller)
+        assert b"Interrupted; nothing was written." in seen
         assert sorted(os.listdir()) == ["annotation.png", "photo.png", "probabilities.npy"]
 
     @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import hdcrf
+from hdcrf import machine
 from hdcrf.commands import points as command_points
-from hdcrf.commands import running as command_running
 from hdcrf.commands.main import commands
 from hdcrf.files import ignore
 from hdcrf.pictures import palette
@@ -308,7 +308,7 @@ class TestRefusals:
         assert "a .laz file holds labels up to 255" in refuse("bad.npz", "--annotation", "-o", "out.laz")
 
     def test_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_running, "memory_of", lambda device: 100_000)
+        monkeypatch.setattr(machine, "memory_of", lambda device: 100_000)
         message = refuse(*PROBABILITIES)
         assert "1200 at once: that takes at least 0.0006 GB" in message
         assert "give a --block" in message

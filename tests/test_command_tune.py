@@ -18,6 +18,7 @@ from PIL import Image
 
 import hdcrf
 from benchmarks.tuning import LABELS, crops, predicted, scores_of
+from hdcrf import machine
 from hdcrf.commands import tune as command_tune
 from hdcrf.files import InputError
 from hdcrf.folders.pairs import find_pairs
@@ -327,7 +328,7 @@ class TestResult:
         assert last == "Note: and 2 more of the kind"
 
     def test_images_too_large_for_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_tune, "memory_of", lambda device: 470 * 500)
+        monkeypatch.setattr(machine, "memory_of", lambda device: 470 * 500)
         assert "more than the 0.0005 that can be handled" in tune.refuse(*ARGUMENTS, *FEW)
 
     def test_time_alone_is_a_budget(self):

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 import hdcrf
-from hdcrf import array_files, video_files
-from hdcrf.commands import running as command_running
+from hdcrf import array_files, machine, video_files
 from hdcrf.commands import video as command_video
 from hdcrf.commands.main import commands
 from hdcrf.commands.running import progress_bar
@@ -250,7 +249,7 @@ class TestRefusals:
         assert "is not a video" in refuse("p.npy", "--probabilities", "frames/p.npy", "-o", "out.mp4")
 
     def test_beyond_the_memory(self, monkeypatch):
-        monkeypatch.setattr(command_running, "memory_of", lambda device: 1_000_000)
+        monkeypatch.setattr(machine, "memory_of", lambda device: 1_000_000)
         message = refuse(*START)
         assert "16 frames of 32 x 24 pixels at a time: that takes at least" in message
         assert "make --window smaller" in message

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import hdcrf
-from hdcrf.commands import running as command_running
+from hdcrf import machine
 from hdcrf.commands import volume as command_volume
 from hdcrf.commands.main import commands
 from hdcrf.pictures import palette, slices
@@ -288,7 +288,7 @@ class TestRefusals:
         ],
     )
     def test_beyond_the_memory(self, memory, message, monkeypatch):
-        monkeypatch.setattr(command_running, "memory_of", lambda device: memory)
+        monkeypatch.setattr(machine, "memory_of", lambda device: memory)
         assert message in refuse(*PROBABILITIES, "--quiet")
 
     def test_without_the_extra(self, monkeypatch):

@@ -180,6 +180,13 @@ class TestLayer:
         with pytest.raises(InputError, match=r"params\.toml: `order` must"):
             layer_params(path, hdcrf.DenseCRF, 4, {"compatibility": "potts"})
 
+    def test_options_win_where_the_file_does_not_fit(self, params):
+        path = params("compatibility = [[0, 1, 1], [1, 0, 1], [1, 1, 0]]\niterations = 4")
+        crf = hdcrf.DenseCRF.from_params(path, 4, compatibility="potts", learn=())
+        assert (crf.num_labels, crf.iterations) == (4, 4)
+        with pytest.raises(InputError, match=r"params\.toml: `compatibility` must have shape \(4,\)"):
+            hdcrf.DenseCRF.from_params(path, 4)
+
     @pytest.mark.parametrize("layer", LAYERS)
     def test_every_layer(self, layer, params):
         made = layer.from_params(str(params("iterations = 3")), 2)

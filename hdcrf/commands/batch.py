@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from hdcrf import machine
 from hdcrf.commands.batch_results import hints, output_writers, print_notes, summary
 from hdcrf.commands.batch_run import Run
 from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
-from hdcrf.commands.image import BYTES_A_PIXEL
 from hdcrf.commands.options import (
     DEVICE,
     PATH,
@@ -26,10 +26,10 @@ from hdcrf.commands.options import (
     photo_model_options,
 )
 from hdcrf.commands.running import (
+    BYTES_A_PIXEL,
     find_device,
     fitting_threads,
     layer_arguments,
-    memory_of,
     note_taker,
     print_results,
 )
@@ -132,7 +132,7 @@ def batch(
     with _folder(output, folders):
         check_outputs(outputs, model_files(compatibility))
         _check_replaced(output, pairs, restart)
-    memory = memory_of(place)
+    memory = machine.memory_of(place)
     with open_manifest(output, restart=restart) as manifest:
         refinement = Refinement(
             settings,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hdcrf.commands.folder_options import unseen_label
-from hdcrf.commands.image import PHOTO
+from hdcrf.commands.tally import PHOTO
 from hdcrf.files import Note, many
 from hdcrf.folders.manifest import Entry
 from hdcrf.folders.outcomes import Failure, Outcome

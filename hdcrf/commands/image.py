@@ -26,7 +26,7 @@ from hdcrf.commands.options import (
 from hdcrf.commands.running import (
     build_layer,
     find_device,
-    memory_of,
+    most_pixels,
     note_taker,
     print_results,
     progress_bar,
@@ -34,20 +34,11 @@ from hdcrf.commands.running import (
     version_of,
     write_all,
 )
-from hdcrf.commands.tally import Tally, Wording
+from hdcrf.commands.tally import PHOTO, Tally
 from hdcrf.failures import as_input_error
 from hdcrf.files import check_outputs
 
-__all__ = ["BYTES_A_PIXEL", "PHOTO", "image"]
-
-BYTES_A_PIXEL = 470  # Peak memory with two labels, measured on photos of 4 and 9 megapixels.
-
-PHOTO = Wording(
-    places="pixels",
-    guide_sigma="--appearance-sigma-rgb is in the wrong units or too large, so that edges do not count: it "
-    "is in steps of 0..255, about 3 to 30",
-    place_sigmas="--appearance-sigma-xy or --smoothness-sigma is too large for the photo: they are in pixels",
-)
+__all__ = ["image"]
 
 
 @click.command()
@@ -122,9 +113,7 @@ def image(
     note = note_taker(quiet)
     use_threads(threads, note)
 
-    memory = memory_of(place)
-    most_pixels = None if memory is None else memory // BYTES_A_PIXEL
-    pixels = image_files.read_photo(photo, most_pixels=most_pixels, note=note)
+    pixels = image_files.read_photo(photo, most_pixels=most_pixels(place), note=note)
     start = read_start(annotation, probabilities, gt_prob, pixels.shape[:2], note)
 
     began = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tally", "Wording"]
+__all__ = ["PHOTO", "Tally", "Wording"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,14 @@ class Wording:
             f"  - {self.place_sigmas}\n"
             f"  - {trust}"
         )
+
+
+PHOTO = Wording(
+    places="pixels",
+    guide_sigma="--appearance-sigma-rgb is in the wrong units or too large, so that edges do not count: it "
+    "is in steps of 0..255, about 3 to 30",
+    place_sigmas="--appearance-sigma-xy or --smoothness-sigma is too large for the photo: they are in pixels",
+)
 
 
 class Tally:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import hdcrf
+from hdcrf import machine
 from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, print_failures, unseen_label
-from hdcrf.commands.image import BYTES_A_PIXEL
 from hdcrf.commands.options import (
     PATH,
     PHOTO_KERNELS,
@@ -37,7 +37,7 @@ from hdcrf.commands.options import (
 from hdcrf.commands.running import (
     find_device,
     layer_arguments,
-    memory_of,
+    most_pixels,
     note_taker,
     print_results,
     progress_bar,
@@ -219,7 +219,7 @@ def tune(
     starts = list(reversed(ways.values()))
     drawn = _drawn(find_pairs(images, predictions, ground_truth, note=note), seed, max_images, note)
     check_predictions(context, drawn)
-    reader = _reader(Settings(arguments, gt_prob, unknown), place)
+    reader = Reader(Settings(arguments, gt_prob, unknown), most_pixels(place))
     objective = Objective(
         Examples(reader, _room()),
         arguments,
@@ -291,14 +291,9 @@ def _drawn(pairs: Sequence[Pair], seed: int, most: int | None, note: Note) -> li
     return drawn[:most]
 
 
-def _reader(settings: Settings, device: torch.device) -> Reader:
-    memory = memory_of(device)
-    return Reader(settings, None if memory is None else memory // BYTES_A_PIXEL)
-
-
 def _room() -> int:
     """Return the bytes that examples may take in memory."""
-    memory = memory_of(torch.device("cpu"))
+    memory = machine.memory_of(torch.device("cpu"))
     return _UNKNOWN_MEMORY if memory is None else int(memory * _SHARE_OF_MEMORY)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
 
-from hdcrf.files import InputError, reason
+from hdcrf.files import InputError, lock_file, reason
 from hdcrf.folders.pairs import Pair
 
 __all__ = ["MANIFEST", "Entry", "Manifest", "Stamp", "digest", "open_manifest", "stamp"]
@@ -24,7 +24,6 @@ __all__ = ["MANIFEST", "Entry", "Manifest", "Stamp", "digest", "open_manifest", 
 MANIFEST = "hdcrf-batch.jsonl"
 
 _LEFT_OVER = re.compile(r"\.hdcrf-[0-9a-f]{16}\.part")
-_FAR = 1 << 40  # the byte that is locked where there are no locks of whole files
 
 Stamp = tuple[str, int, int]
 """A file's name, its size, and when it was changed last, in nanoseconds."""
@@ -147,7 +146,7 @@ def open_manifest(folder: Path, *, restart: bool = False) -> Iterator[Manifest]:
     except OSError as error:
         raise InputError(f"--output {folder}: nothing can be written in it ({reason(error)})") from error
     with file:
-        if not _locked(file):
+        if not lock_file(file):
             raise InputError(
                 f"--output {folder} is in use by another run of this command; wait for it, or name another "
                 "folder"
@@ -157,35 +156,6 @@ def open_manifest(folder: Path, *, restart: bool = False) -> Iterator[Manifest]:
             file.truncate(0)
         file.seek(0)
         yield Manifest(folder, file)
-
-
-def _locked(file: FileIO) -> bool:
-    """Lock a file until it is closed or the process ends, however; return False if another has it locked.
-
-    Where the system or the file system has no locks, it is taken for granted.
-    """
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        return _locked_on_windows(file)
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _locked_on_windows(file: FileIO) -> bool:
-    import msvcrt
-
-    file.seek(_FAR)  # far behind the content, which others may still read
-    try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    except OSError:
-        return False
-    return True
 
 
 def _remove_left_over(folder: Path) -> None:

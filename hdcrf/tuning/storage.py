@@ -9,8 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from hdcrf.files import InputError, Note, ignore, import_extra, many, reason
-from hdcrf.folders.manifest import _locked
+from hdcrf.files import InputError, Note, ignore, import_extra, lock_file, many, reason
 from hdcrf.tuning.objective import RANGES
 
 __all__ = ["PARAMETERS", "finished", "open_study"]
@@ -49,7 +48,7 @@ def open_study(
         except OSError as error:
             raise InputError(f"storage {path} cannot be opened: {reason(error)}; name another") from error
         with file:
-            if not _locked(file):
+            if not lock_file(file):
                 raise InputError(
                     f"storage {path} is in use by another run of this command; wait for it, or name another"
                 )
