@@ -295,7 +295,10 @@ class TestCommand:
             ('method = "fft"', "params params.toml: `method`: 'fft' is not one of 'permutohedral'"),
             ("apearance_weight = 1", "did you mean `appearance_weight`?"),
             ('output = "labels.png"', "`output` is not a parameter of the model"),
-            ("compatibility = [1, 2, 3]", "must have shape (2,) or (2, 2), got (3,)"),
+            (
+                "compatibility = [1, 2, 3]",
+                "params params.toml: `compatibility` must have shape (2,) or (2, 2)",
+            ),
         ],
     )
     def test_refused(self, text, message, photo, params):
@@ -321,6 +324,26 @@ class TestCommand:
             "`appearance_sigma_xyz` (of PointCRF, VolumeCRF), `sigma_t` (of TrilateralCRF)\n"
         )
         assert image.succeed(*ARGUMENTS, "--params", "params.toml", "--quiet").output == ""
+
+    def test_lengths_in_other_units_are_left_out(self, params):
+        """Pixels are no metres, although both have a `smoothness_sigma`."""
+        random = np.random.default_rng(0)
+        np.savez("cloud.npz", positions=random.random((50, 3)), labels=random.integers(0, 2, 50))
+        points = Command("points")
+        arguments = ("cloud.npz", "--annotation", "-o", "out.npz", "--save-marginals", "m.npy")
+        points.succeed(*arguments)
+        expected = np.load("m.npy")
+        params("smoothness_sigma = 5.0\nappearance_sigma_xy = 30.0")
+        result = points.succeed(*arguments, "--params", "params.toml")
+        np.testing.assert_array_equal(np.load("m.npy"), expected)
+        first, second, *_ = result.stderr.splitlines()
+        assert "`appearance_sigma_xy` (of DenseCRF, VideoCRF)" in first
+        assert second == (
+            "Note: params params.toml: `smoothness_sigma` is left out too, as it is in the unit of these"
+        )
+        params("smoothness_sigma = 5.0\nappearance_sigma_xyz = 0.3")
+        assert "left out" not in points.succeed(*arguments, "--params", "params.toml").stderr
+        assert not np.array_equal(np.load("m.npy"), expected)
 
     def test_sigmas_that_a_cloud_does_not_use(self, params):
         """One given as an option is an error, but a file may hold it for another cloud."""

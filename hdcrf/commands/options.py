@@ -84,6 +84,7 @@ EARLY_NOTES = "hdcrf.early_notes"
 """Where a context keeps notes from before it is known whether they are to be printed."""
 
 _PARAMS = "hdcrf.params"
+_LENGTHS = {"appearance_sigma_xy", "appearance_sigma_xyz"}  # in pixels, and in the unit of points or voxels
 _NUMBER = Number()
 _POSITIVE = Number(min=0, min_open=True)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -163,11 +164,15 @@ def _use_params(context: click.Context, _: click.Parameter, path: Path | None) -
             values[name] = options[name].type_cast_value(context, given)
         except click.BadParameter as error:
             raise InputError(f"params {path}: `{key}`: {error.message}") from error
-    context.default_map = {**(context.default_map or {}), **values}
-    context.meta[_PARAMS] = path
+    notes = []
     if foreign:
         said = ", ".join(f"`{key}` (of {', '.join(owners_of(key))})" for key in foreign)
-        context.meta[EARLY_NOTES] = [f"params {path}: left out, as this command has no such option: {said}"]
+        notes.append(f"params {path}: left out, as this command has no such option: {said}")
+    if not _LENGTHS.isdisjoint(foreign) and values.pop("smoothness_sigma", None) is not None:
+        notes.append(f"params {path}: `smoothness_sigma` is left out too, as it is in the unit of these")
+    context.default_map = {**(context.default_map or {}), **values}
+    context.meta[_PARAMS] = path
+    context.meta[EARLY_NOTES] = notes
 
 
 def model_options(place: str, *kernels: _Option, method: str = "--method") -> Callable[[_Command], _Command]:

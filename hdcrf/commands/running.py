@@ -20,7 +20,7 @@ from hdcrf import machine
 from hdcrf.array_files import read_array
 from hdcrf.arrays import check_float32_range
 from hdcrf.commands.failures import as_print_failure, as_write_failure
-from hdcrf.commands.options import EARLY_NOTES
+from hdcrf.commands.options import EARLY_NOTES, model_files
 from hdcrf.crf_layer import CRFLayer
 from hdcrf.failures import as_input_error
 from hdcrf.files import InputError, Note, ignore, printable, whole_files
@@ -36,6 +36,7 @@ __all__ = [
     "note_taker",
     "print_results",
     "progress_bar",
+    "source_of_costs",
     "use_threads",
     "version_of",
     "write_all",
@@ -61,8 +62,21 @@ def build_layer(layer: type[_Layer], num_labels: int, device: torch.device, **mo
     Raises:
         InputError: If the layer refuses something, or the file does not hold numbers.
     """
-    with as_input_error():
-        return layer(num_labels, learn=(), **layer_arguments(**model)).to(device)
+    arguments = layer_arguments(**model)
+    try:
+        return layer(num_labels, learn=(), **arguments).to(device)
+    except ValueError as error:
+        of_costs = str(error).startswith("`compatibility`")
+        source = source_of_costs(model["compatibility"]) if of_costs else ""
+        raise InputError(source + str(error)) from error
+
+
+def source_of_costs(compatibility: Path | str | list[Any]) -> str:
+    """Return what begins a message on a compatibility that does not fit: the file that it is from."""
+    if isinstance(compatibility, str):
+        return ""
+    name = "--params" if isinstance(compatibility, list) else "--compatibility"
+    return f"{name[2:]} {model_files(compatibility)[name]}: "
 
 
 def layer_arguments(
@@ -166,8 +180,8 @@ def progress_bar(
         unit: What is counted, to show how many of them a second.
 
     Yields:
-        A function that takes how much is done, and if it is another than at first, the length; None where
-        there is no bar.
+        A function that takes how much is done, if it is another than at first the length, and what to show in
+        place of how many a second; None where there is no bar.
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -189,9 +203,9 @@ def progress_bar(
         item_show_func=lambda shown: shown,
     ) as bar:
 
-        def update(done: int, length: int = length) -> None:
+        def update(done: int, length: int = length, shown: str | None = None) -> None:
             bar.length = length
-            bar.update(done - bar.pos, speed(done))
+            bar.update(done - bar.pos, shown or speed(done))
 
         yield update
 

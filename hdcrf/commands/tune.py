@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import itertools
 import math
 import re
-import shlex
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 import hdcrf
 from hdcrf import machine
-from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, print_failures, unseen_label
+from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, print_failures
 from hdcrf.commands.options import (
     PATH,
     PHOTO_KERNELS,
     Number,
     given_outputs,
     gt_prob,
-    is_given,
     model_files,
     model_options,
     run_options,
@@ -41,20 +35,21 @@ from hdcrf.commands.running import (
     note_taker,
     print_results,
     progress_bar,
+    source_of_costs,
     use_threads,
     write_all,
 )
+from hdcrf.commands.tune_file import head, params_writer, plain, to_write
+from hdcrf.commands.tune_material import Material, drawn_pairs, read_material
 from hdcrf.commands.tune_results import Row, effort, fewer_labels, gain, table, warning
 from hdcrf.failures import is_out_of_memory
-from hdcrf.files import InputError, Note, check_outputs, import_extra, many, natural_order, reason
-from hdcrf.folders.outcomes import Failure
-from hdcrf.folders.pairs import Pair, find_pairs
+from hdcrf.files import InputError, Note, check_outputs, import_extra, reason
+from hdcrf.folders.pairs import find_pairs
 from hdcrf.folders.scores import LabelScores
 from hdcrf.folders.settings import Settings
-from hdcrf.params_file import write_params
 from hdcrf.tuning.budget import Budget, Found
 from hdcrf.tuning.descent import descend
-from hdcrf.tuning.examples import Example, Examples, content_digest, divide, grouped, shuffled
+from hdcrf.tuning.examples import Examples, content_digest, divide, grouped
 from hdcrf.tuning.objective import DEFAULTS, Objective, Parameters
 from hdcrf.tuning.reading import Reader
 from hdcrf.tuning.search import search
@@ -65,9 +60,6 @@ __all__ = ["tune"]
 _SHARE_OF_MEMORY = 0.25
 _UNKNOWN_MEMORY = 2 << 30
 _TRIALS = {"optuna": 100, "gradient": 20}
-_NOUNS = {"optuna": "trial", "gradient": "epoch"}
-_MOST_SHOWN = 10
-_NOT_IN_FILE = ("hold_back", "groups", "max_images", "ignore", "gt_prob", "unknown")
 
 
 def _expression(text: str) -> re.Pattern[str]:
@@ -75,29 +67,6 @@ def _expression(text: str) -> re.Pattern[str]:
         return re.compile(text)
     except re.error as error:
         raise click.BadParameter(f"{text!r} is not a regular expression: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Material:
-    """What there is to tune on.
-
-    Attributes:
-        objective: The examples, and what refines them.
-        searched: Those that are searched on.
-        held: Those that are held back.
-        before: The scores of the predictions, by stem.
-        failures: What is wrong with the others.
-    """
-
-    objective: Objective
-    searched: list[Pair]
-    held: list[Pair]
-    before: Mapping[str, LabelScores]
-    failures: list[Failure]
-
-    def unrefined(self, part: Sequence[Pair]) -> LabelScores:
-        """Return the scores of the predictions for a part together."""
-        return LabelScores.merged(self.before[pair.stem] for pair in part)
 
 
 @click.command()
@@ -217,7 +186,7 @@ def tune(
     start = {name: float(arguments.pop(name)) for name in DEFAULTS}
     ways = {"defaults": DEFAULTS} if start == DEFAULTS else {"defaults": DEFAULTS, "start": start}
     starts = list(reversed(ways.values()))
-    drawn = _drawn(find_pairs(images, predictions, ground_truth, note=note), seed, max_images, note)
+    drawn = drawn_pairs(find_pairs(images, predictions, ground_truth, note=note), seed, max_images, note)
     check_predictions(context, drawn)
     reader = Reader(Settings(arguments, gt_prob, unknown), most_pixels(place))
     objective = Objective(
@@ -226,12 +195,12 @@ def tune(
         place,
         ignore,
         starts=starts,
-        source=_source_of_costs(compatibility),
+        source=source_of_costs(compatibility),
     )
     if groups is not None:
         note(f"--groups: {len(drawn)} images in {len(grouped(drawn, seed, groups))} groups")
     began = time.perf_counter()
-    material = _read_all(
+    material = read_material(
         drawn, objective, reader, lambda pairs: divide(grouped(pairs, seed, groups), hold_back), note, quiet
     )
 
@@ -246,10 +215,10 @@ def tune(
         rows = _scored(material, {**ways, "tuned": found.parameters}, quiet)
         taken = time.perf_counter() - began
         scores = table(rows, len(material.searched), len(material.held))
-        values = {**found.parameters, **_to_write(arguments)}
+        values = {**found.parameters, **to_write(arguments)}
         written = {"--output": outputs["--output"]}
-        contents = write_all(written, {"--output": _writer(values, _head(context, how, found, scores))})
-    lines = [*scores, gain(rows), effort(found, _NOUNS[how], taken)]
+        contents = write_all(written, {"--output": params_writer(values, head(context, how, found, scores))})
+    lines = [*scores, gain(rows), effort(found, how, taken)]
     lines += [f"{name} = {value:g}" for name, value in found.parameters.items()]
     hints = [*warning(rows), *fewer_labels(rows)]
     print_results(written, contents, "\n".join(lines), "\n".join(hints) or None, quiet)
@@ -277,95 +246,14 @@ def _check_method(how: str, storage: Path | None, iterations: int) -> None:
         import_extra("optuna", "hdcrf tune --method optuna", "tune")
 
 
-def _drawn(pairs: Sequence[Pair], seed: int, most: int | None, note: Note) -> list[Pair]:
-    """Return the pairs with ground truth, or as many of them as are wanted, in an order drawn by the seed.
-
-    Raises:
-        InputError: If there are too few.
-    """
-    drawn = shuffled((pair for pair in pairs if pair.truth is not None), seed)
-    _check_enough(len(drawn), [])
-    if most is None or len(drawn) <= most:
-        return drawn
-    note(f"--max-images: {most} of {len(drawn)} labelled images are used")
-    return drawn[:most]
-
-
 def _room() -> int:
     """Return the bytes that examples may take in memory."""
     memory = machine.memory_of(torch.device("cpu"))
     return _UNKNOWN_MEMORY if memory is None else int(memory * _SHARE_OF_MEMORY)
 
 
-def _source_of_costs(compatibility: Path | str | list[Any]) -> str:
-    """Return what begins a message on a compatibility that does not fit: the file that it is from."""
-    if isinstance(compatibility, str):
-        return ""
-    name = "--params" if isinstance(compatibility, list) else "--compatibility"
-    return f"{name[2:]} {model_files(compatibility)[name]}: "
-
-
-def _read_all(
-    pairs: Sequence[Pair],
-    objective: Objective,
-    reader: Reader,
-    divided: Callable[[Sequence[Pair]], tuple[list[Pair], list[Pair]]],
-    note: Note,
-    quiet: bool,
-) -> _Material:
-    """Read all examples once, refine them with the starts, and say what is to be known of them.
-
-    Raises:
-        InputError: If too few can be used.
-    """
-    before: dict[str, LabelScores] = {}
-    offered: set[int] = set()
-
-    def look(example: Example) -> None:
-        before[example.pair.stem] = objective.look(example)
-        offered.update(example.start.values.tolist())
-
-    searched, held = divided(pairs)
-    with progress_bar(len(pairs), "Reading", quiet, unit="images") as progress:
-        # Those that are searched on first, since they are what should stay in memory.
-        failures = objective.examples.look_through([*searched, *held], look, progress)
-    reader.print_notes(note)
-    _check_enough(len(before), failures)
-    unseen = unseen_label(LabelScores.merged(before.values()).pixels, offered)
-    if unseen is not None:
-        note(unseen)
-    if failures:
-        searched, held = divided([pair for pair in pairs if pair.stem in before])
-    material = _Material(objective, searched, held, before, _in_order(failures))
-    _check_labelled(material)
-    return material
-
-
-def _in_order(failures: Sequence[Failure]) -> list[Failure]:
-    return sorted(failures, key=lambda failure: natural_order(failure.stem))
-
-
-def _check_enough(count: int, failures: Sequence[Failure]) -> None:
-    if count >= 2:
-        return
-    why = "".join(f"\n  {failure.stem}: {failure.message}" for failure in failures[:_MOST_SHOWN])
-    images = "only 1 labelled image" if count else "no labelled image"
-    raise InputError(
-        f"{images} can be used, and tuning needs 2 at least, one to search on and one that is held back"
-        + (f"; what is wrong with the others:{why}" if why else "; label more of them")
-    )
-
-
-def _check_labelled(material: _Material) -> None:
-    for action, part in (("search on", material.searched), ("hold back", material.held)):
-        if math.isnan(material.unrefined(part).accuracy):
-            raise InputError(
-                f"the ground truth of the images to {action} has no pixel that counts; see --ignore"
-            )
-
-
 def _study(
-    how: str, storage: Path | None, material: _Material, said: Mapping[str, Any], note: Note
+    how: str, storage: Path | None, material: Material, said: Mapping[str, Any], note: Note
 ) -> AbstractContextManager[Any]:
     """Return what opens the study that the trials go to; with None in it where none is needed."""
     if how == "gradient":
@@ -379,21 +267,12 @@ def _study(
 def _fingerprint(images: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Return what trials depend on: the digest of the examples, and options."""
     others = {"method": "--filter-method", "exclude_self": "--include-self"}
-    options = {others.get(name, f"--{name.replace('_', '-')}"): value for name, value in _plain(said).items()}
+    options = {others.get(name, f"--{name.replace('_', '-')}"): value for name, value in plain(said).items()}
     return {"images": images, **options, "version of hdcrf": hdcrf.__version__}
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options, but for what computes the model, as numbers and text."""
-    return {
-        name: value.tolist() if isinstance(value, Tensor) else value
-        for name, value in settings.items()
-        if name != "backend"
-    }
-
-
 def _search(
-    material: _Material, study: Any, starts: Sequence[Parameters], budget: Budget, seed: int, quiet: bool
+    material: Material, study: Any, starts: Sequence[Parameters], budget: Budget, seed: int, quiet: bool
 ) -> Found:
     """Search with a study of Optuna, or by gradient descent where there is none."""
     with _bar(budget, quiet) as progress:
@@ -422,8 +301,9 @@ def _bar(budget: Budget, quiet: bool) -> Iterator[Callable[[int, float], object]
             yield None
             return
 
-        def show(trials: int, _: float) -> None:
-            update(min(int(time.monotonic() - began) if by_time else trials, length))
+        def show(trials: int, best: float) -> None:
+            done = min(int(time.monotonic() - began) if by_time else trials, length)
+            update(done, shown=f"best {100 * best:.2f}")
 
         yield show
 
@@ -455,7 +335,7 @@ def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
         raise click.ClickException(f"out of memory; {kept}") from error
 
 
-def _scored(material: _Material, ways: Mapping[str, Parameters], quiet: bool) -> list[Row]:
+def _scored(material: Material, ways: Mapping[str, Parameters], quiet: bool) -> list[Row]:
     """Return the scores of the predictions, and of each way to refine them, of which the last is new."""
     *_, new = ways.values()
     parts, score_of = (material.searched, material.held), material.objective.score_of
@@ -469,50 +349,3 @@ def _scored(material: _Material, ways: Mapping[str, Parameters], quiet: bool) ->
         scores = (LabelScores.merged(score_of(pair, parameters) for pair in part) for part in parts)
         rows.append(Row(way, *scores))
     return rows
-
-
-def _to_write(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of the fixed options goes into the file: what is not the layer's default."""
-    layer = inspect.signature(hdcrf.DenseCRF).parameters
-    return {name: value for name, value in _plain(settings).items() if value != layer[name].default}
-
-
-def _writer(values: Mapping[str, Any], comments: Sequence[str]) -> Callable[[BinaryIO, Path], str]:
-    """Return what writes the file of parameters."""
-
-    def write(file: BinaryIO, _: Path) -> str:
-        write_params(file, values, comments)
-        return f"{len(values)} parameters"
-
-    return write
-
-
-def _head(context: click.Context, how: str, found: Found, scores: Sequence[str]) -> list[str]:
-    """Return the comments at the head of the file."""
-    given = context.params
-    made = (
-        f"Made by hdcrf tune --method {how} --seed {given['seed']}{_said(context, _NOT_IN_FILE)}, of version "
-        f"{hdcrf.__version__}, from the images {given['images']}, the predictions {given['predictions']} and "
-        f"the labels {given['ground_truth']}: scores in percent after {many(found.trials, _NOUNS[how])}, of "
-        f"which number {found.number} was the best."
-    )
-    lines = [
-        *textwrap.wrap(made, 88),
-        *scores,
-        "Sigmas in position are in pixels: for images and videos, not for points and volumes.",
-    ]
-    if reading := _said(context, ("gt_prob", "unknown")):
-        lines.append(f"The predictions were read with{reading}: say so to hdcrf batch, too.")
-    return lines
-
-
-def _said(context: click.Context, names: Sequence[str]) -> str:
-    """Return those of some options that were given, as they can be given again."""
-    words = []
-    for name in names:
-        value = context.params[name]
-        for each in value if isinstance(value, tuple) else (value,):
-            text = each.pattern if isinstance(each, re.Pattern) else str(each)
-            if is_given(context, name):
-                words.append(f" --{name.replace('_', '-')} {shlex.quote(text)}")
-    return "".join(words)

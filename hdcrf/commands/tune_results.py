@@ -9,7 +9,10 @@ from hdcrf.files import many
 from hdcrf.folders.scores import LabelScores
 from hdcrf.tuning.budget import Found
 
-__all__ = ["Row", "effort", "fewer_labels", "gain", "table", "warning"]
+__all__ = ["NOUNS", "Row", "effort", "fewer_labels", "gain", "table", "warning"]
+
+NOUNS = {"optuna": "trial", "gradient": "epoch"}
+"""What a trial is called, by the method of the search."""
 
 _MOST_NAMED = 5
 
@@ -36,8 +39,9 @@ def table(rows: Sequence[Row], trained: int, held: int) -> list[str]:
     return lines
 
 
-def effort(found: Found, noun: str, seconds: float) -> str:
+def effort(found: Found, method: str, seconds: float) -> str:
     """Say how many trials, or whatever they are called, it took, how long, and which was the best."""
+    noun = NOUNS[method]
     earlier = f", after {many(found.earlier, noun)} of earlier calls" if found.earlier else ""
     count = many(found.trials - found.earlier, noun)
     return f"{count} in {seconds:.1f} s with reading and scoring{earlier}; the best is number {found.number}"
