@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from hdcrf.commands.folder_options import unseen_label
+from hdcrf.commands.folder_options import fewer_labels, unseen_label
 from hdcrf.commands.tally import PHOTO
 from hdcrf.files import Note, many
 from hdcrf.folders.manifest import Entry
@@ -20,7 +20,6 @@ from hdcrf.folders.tables import scores_table, write_scores_csv, write_scores_js
 __all__ = ["hints", "output_writers", "print_notes", "summary"]
 
 _NEARLY_ALL = 0.9
-_MOST_NAMED = 5
 
 
 def output_writers(
@@ -83,15 +82,6 @@ def summary(entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | N
     return lines
 
 
-def _some(labels: Collection[int]) -> str:
-    """Return which labels are meant, the first few by name."""
-    first = sorted(labels)[:_MOST_NAMED]
-    named = ", ".join(map(str, first)) + (
-        f" and {len(labels) - len(first)} more" * (len(labels) > len(first))
-    )
-    return f"label {named} is" if len(labels) == 1 else f"labels {named} are"
-
-
 def hints(
     entries: Sequence[Entry], total: tuple[LabelScores, LabelScores] | None, ignore: int | None
 ) -> list[str]:
@@ -118,16 +108,6 @@ def hints(
         }
         if (unseen := unseen_label(total[0].pixels, offered)) is not None:
             lines.append(unseen)
-    return lines + ([] if total is None else _fewer_labels(*total))
-
-
-def _fewer_labels(before: LabelScores, after: LabelScores) -> list[str]:
-    """Return what to say where the mean IoU is over fewer labels after: it belongs beside the scores."""
-    gone = before.iou.keys() - after.iou.keys()
-    if not gone:
-        return []
-    return [
-        f"the mean IoU before is over {many(len(before.iou), 'label')}, and the one after over "
-        f"{len(after.iou)}: {_some(gone)} not in the ground truth, and in no result any more, which is a "
-        "part of what it gained"
-    ]
+    if total is not None and (fewer := fewer_labels(*total, "before", "the one after")):
+        lines.append(fewer)
+    return lines

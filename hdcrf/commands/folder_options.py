@@ -11,8 +11,17 @@ from hdcrf.commands.options import is_given
 from hdcrf.files import import_extra, many, printable
 from hdcrf.folders.outcomes import Failure
 from hdcrf.folders.pairs import Pair
+from hdcrf.folders.scores import LabelScores
 
-__all__ = ["IGNORE", "UNKNOWN", "check_predictions", "has_png", "print_failures", "unseen_label"]
+__all__ = [
+    "IGNORE",
+    "UNKNOWN",
+    "check_predictions",
+    "fewer_labels",
+    "has_png",
+    "print_failures",
+    "unseen_label",
+]
 
 IGNORE = click.option(
     "--ignore",
@@ -21,6 +30,8 @@ IGNORE = click.option(
     help="Value of the ground truth that does not count; by default 255 for probabilities of up to 255 "
     "labels, and none for predictions in PNG.",
 )
+
+_MOST_NAMED = 5
 
 UNKNOWN = click.option(
     "--unknown",
@@ -70,6 +81,33 @@ def unseen_label(pixels: Mapping[int, int], offered: Collection[int]) -> str | N
         f"label {value} has {unseen[value] / sum(pixels.values()):.1%} of the ground truth, and no "
         f"prediction has it; if it marks pixels that do not count, say --ignore {value}"
     )
+
+
+def fewer_labels(before: LabelScores, after: LabelScores, first: str, second: str) -> str | None:
+    """Return a hint if a mean IoU is over fewer labels than the one that it is compared with.
+
+    Args:
+        before: What has more of them.
+        after: What has fewer.
+        first: What comes after "the mean IoU" to say which that is.
+        second: What is the other one.
+    """
+    gone = before.iou.keys() - after.iou.keys()
+    if not gone:
+        return None
+    return (
+        f"the mean IoU {first} is over {many(len(before.iou), 'label')}, and {second} over {len(after.iou)}: "
+        f"{_some(gone)} not in the ground truth, and in no result any more, which is a part of what it gained"
+    )
+
+
+def _some(labels: Collection[int]) -> str:
+    """Return which labels are meant, the first few by name."""
+    first = sorted(labels)[:_MOST_NAMED]
+    named = ", ".join(map(str, first)) + (
+        f" and {len(labels) - len(first)} more" * (len(labels) > len(first))
+    )
+    return f"label {named} is" if len(labels) == 1 else f"labels {named} are"
 
 
 def print_failures(failures: Sequence[Failure], total: int) -> None:

@@ -41,7 +41,7 @@ from hdcrf.commands.running import (
 )
 from hdcrf.commands.tune_file import head, params_writer, plain, to_write
 from hdcrf.commands.tune_material import Material, drawn_pairs, read_material
-from hdcrf.commands.tune_results import Row, effort, fewer_labels, gain, table, warning
+from hdcrf.commands.tune_results import Row, effort, fewer, gain, table, warning
 from hdcrf.failures import is_out_of_memory
 from hdcrf.files import InputError, Note, check_outputs, import_extra, reason
 from hdcrf.folders.pairs import find_pairs
@@ -220,7 +220,7 @@ def tune(
         contents = write_all(written, {"--output": params_writer(values, head(context, how, found, scores))})
     lines = [*scores, gain(rows), effort(found, how, taken)]
     lines += [f"{name} = {value:g}" for name, value in found.parameters.items()]
-    hints = [*warning(rows), *fewer_labels(rows)]
+    hints = [*warning(rows), *fewer(rows)]
     print_results(written, contents, "\n".join(lines), "\n".join(hints) or None, quiet)
     print_failures(material.failures, len(drawn))
     if material.failures:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hdcrf.commands.folder_options import fewer_labels
 from hdcrf.files import many
 from hdcrf.folders.scores import LabelScores
 from hdcrf.tuning.budget import Found
 
-__all__ = ["NOUNS", "Row", "effort", "fewer_labels", "gain", "table", "warning"]
+__all__ = ["NOUNS", "Row", "effort", "fewer", "gain", "table", "warning"]
 
 NOUNS = {"optuna": "trial", "gradient": "epoch"}
 """What a trial is called, by the method of the search."""
-
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,11 @@ def warning(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def fewer_labels(rows: Sequence[Row]) -> list[str]:
+def fewer(rows: Sequence[Row]) -> list[str]:
     """Return a hint for each row whose mean IoU, of the images held back, is over labels that vanished."""
     *others, tuned = rows
-    lines = []
-    for row in others:
-        if gone := sorted(row.held.iou.keys() - tuned.held.iou.keys()):
-            named = ", ".join(map(str, gone[:_MOST_NAMED])) + ", …" * (len(gone) > _MOST_NAMED)
-            lines.append(
-                f"Hint: on the images held back, the mean IoU of {row.name} is over "
-                f"{many(len(row.held.iou), 'label')}, and that of tuned over {len(tuned.held.iou)}: without "
-                f"{named}, not in the ground truth, and in no result any more. That is a part of the gain"
-            )
-    return lines
+    found = [
+        fewer_labels(row.held, tuned.held, f"of {row.name} on the images held back", "that of what was tuned")
+        for row in others
+    ]
+    return [f"Hint: {hint}" for hint in found if hint is not None]
