@@ -1,9 +1,13 @@
 """The drop-in for pydensecrf by itself. That results are alike is checked in test_compat_peer.py."""
 
+import copy
 import itertools
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 import hdcrf
 from benchmarks.inputs import network_probabilities, photo
 from hdcrf.compat import densecrf, eigen, utils
+from hdcrf.compat.__main__ import main
 
 HEIGHT, WIDTH, LABELS = 12, 17, 3
 POINTS = HEIGHT * WIDTH
@@ -69,7 +74,7 @@ class TestInput:
             other.setUnaryEnergy(energy)
             other.addPairwiseGaussian(sxy=(2.0, 2), compat=np.float32(3))
             other.addPairwiseBilateral(
-                sxy=np.array([10, 10]), srgb=(13,) * 3, rgbim=picture, compat=np.array(10)
+                sxy=np.array(10.0), srgb=torch.tensor(13), rgbim=picture, compat=np.array(10)
             )
             np.testing.assert_allclose(other.inference(3), expected, atol=1e-6)
 
@@ -118,14 +123,6 @@ class TestInput:
             crf.stepInference(*state)
         np.testing.assert_allclose(state[0], marginals, atol=1e-5)
 
-    @pytest.mark.parametrize("dimension", [1, 4, 7, 20])
-    def test_dimension_of_features(self, dimension):
-        features = np.random.default_rng(0).normal(size=(dimension, 40))
-        crf = densecrf.DenseCRF(40, 2)
-        crf.setUnaryEnergy(utils.unary_from_labels(np.arange(40) % 3, 2, 0.6))
-        crf.addPairwiseEnergy(features, compat=2)
-        np.testing.assert_allclose(crf.inference(5).sum(0), 1, rtol=1e-5)
-
     def test_labels_that_are_excluded_stay_so(self, unary, image):
         unary = unary.copy()
         unary[0, ::2] = np.inf
@@ -147,6 +144,26 @@ class TestInput:
         crf.addPairwiseGaussian(30, 1e5, normalization=densecrf.NO_NORMALIZATION)
         assert (crf.inference(3)[0, :5] < 1e-30).all()
 
+    def test_no_memory_is_taken_before_it_is_needed(self):
+        crf = densecrf.DenseCRF(10**12, 2)
+        with pytest.raises(ValueError, match="`u` must have shape"):
+            crf.setUnaryEnergy(np.zeros((2, 5)))
+
+    def test_subclass_that_does_not_call_ours(self, unary):
+        class Own(densecrf.DenseCRF2D):
+            def __init__(self, width, height):
+                self.name = "own"
+
+        for call in (lambda crf: crf.setUnaryEnergy(unary), lambda crf: crf.addPairwiseGaussian(3, 3)):
+            with pytest.raises(AttributeError, match=r"call super\(\)\.__init__ first"):
+                call(Own(WIDTH, HEIGHT))
+        with pytest.raises(AttributeError, match=r"Own has no attribute 'nothing'$"):
+            _ = Own(WIDTH, HEIGHT).nothing
+
+    def test_copies(self, crf):
+        for other in (copy.deepcopy(crf), pickle.loads(pickle.dumps(crf))):
+            np.testing.assert_array_equal(other.inference(2), crf.inference(2))
+
     def test_a_later_unary_replaces_the_one_before(self, unary):
         crf = densecrf.DenseCRF(POINTS, LABELS)
         crf.setUnaryEnergy(unary[::-1])
@@ -166,16 +183,36 @@ WRONG_VALUES = [
     (lambda c, u, i: c.addPairwiseGaussian((1, -2), 3), r"`sxy\[1\]` must be a finite"),
     (lambda c, u, i: c.addPairwiseGaussian((1,), 3), "each of the 2 axes x and y, got 1"),
     (lambda c, u, i: c.addPairwiseGaussian((1, np.nan), 3), r"`sxy\[1\]` must be a finite"),
-    (lambda c, u, i: c.addPairwiseGaussian(1e-9, 3), "`sxy` is too small: place"),
-    (lambda c, u, i: c.addPairwiseGaussian(1e-45, 3), "`sxy`"),
-    (lambda c, u, i: c.addPairwiseBilateral(9, 1e-9, i, 3), "`sxy, srgb` is too small"),
+    (
+        lambda c, u, i: c.addPairwiseGaussian((1e-9, 1), 3),
+        r"`sxy` is too small: x of place 1 is 1e\+09 standard deviations from 0, .* use a larger one$",
+    ),
+    (lambda c, u, i: c.addPairwiseGaussian((1, 1e-45), 3), "`sxy` is too small: y of place 17 is inf"),
+    (lambda c, u, i: c.addPairwiseGaussian(1e-60, 3), "`sxy` is too small: x of place 1 is inf"),
+    (lambda c, u, i: c.addPairwiseBilateral(1e-9, 9, i, 3), "`sxy` is too small: x of place 1 "),
+    (
+        lambda c, u, i: c.addPairwiseBilateral(9, (9, 1e-9, 9), i, 3),
+        "`srgb` is too small for `rgbim`: channel 1 of place 0 ",
+    ),
+    (lambda c, u, i: c.addPairwiseBilateral(9, 9, i + 1e30, 3), "look for outliers in the picture$"),
+    (
+        lambda c, u, i: c.addPairwiseEnergy(u * 1e9, 3),
+        r"`features` is too large: feature \d of place 0 is .* divide it by a larger standard deviation",
+    ),
+    (
+        lambda c, u, i: c.addPairwiseEnergy(u + np.inf, 3),
+        r"`features` must be finite, got inf at index \(0, 0\)",
+    ),
     (lambda c, u, i: c.addPairwiseBilateral(9, (1, 2), i, 3), "each of the 3 channels"),
     (
         lambda c, u, i: c.addPairwiseBilateral(9, 9, i.transpose(1, 0, 2), 3),
         "DenseCRF2D takes the width first",
     ),
     (lambda c, u, i: c.addPairwiseBilateral(9, 9, i[:5], 3), r"must have shape \(h, w, c\)"),
-    (lambda c, u, i: c.addPairwiseBilateral(9, 9, i * np.nan, 3), "got NaN or infinity"),
+    (
+        lambda c, u, i: c.addPairwiseBilateral(9, 9, i * np.nan, 3),
+        r"`rgbim` must be finite, got nan at index \(0, 0, 0\)",
+    ),
     (lambda c, u, i: c.addPairwiseBilateral(9, 9, i[..., :0], 3), "must have shape"),
     (lambda c, u, i: c.addPairwiseEnergy(u.T, 3), "transpose it"),
     (lambda c, u, i: c.addPairwiseEnergy(u[:, 1:], 3), r"must have shape \(d, N\)"),
@@ -238,6 +275,8 @@ class TestWrongInput:
             (lambda: utils.unary_from_softmax([[-1.0]], clip=None), "0 or greater, got -1"),
             (lambda: utils.unary_from_softmax([[0.5]], scale=2), "`scale` must be above 0"),
             (lambda: utils.create_pairwise_gaussian((3,), (4, 5)), "each of the 2 axes, got 1"),
+            (lambda: utils.create_pairwise_gaussian((3,), 5), r"got 5; for one axis, \(5,\)"),
+            (lambda: utils.create_pairwise_gaussian((3,), np.array(5)), "must be a sequence of lengths"),
             (lambda: utils.create_pairwise_gaussian((3, 0), (4, 5)), r"`sdims\[1\]` must be"),
             (
                 lambda: utils.create_pairwise_bilateral((3, 3), (1, 2, 3, 4), np.ones((4, 5, 3)), 2),
@@ -254,6 +293,20 @@ class TestWrongInput:
 
 
 class TestUtils:
+    def test_numbers_in_arrays_without_dimensions(self):
+        labels, softmax = np.arange(4) % 3, np.random.default_rng(0).dirichlet(np.ones(3), 5).T
+        np.testing.assert_array_equal(
+            utils.unary_from_labels(labels, 2, np.array(0.7)), utils.unary_from_labels(labels, 2, 0.7)
+        )
+        np.testing.assert_array_equal(
+            utils.unary_from_softmax(softmax, np.array(0.8), torch.tensor(0.25)),
+            utils.unary_from_softmax(softmax, 0.8, 0.25),
+        )
+        np.testing.assert_array_equal(
+            utils.create_pairwise_bilateral(np.array(2.0), np.array(13.0), np.ones((4, 5, 3)), 2),
+            utils.create_pairwise_bilateral((2, 2), (13, 13, 13), np.ones((4, 5, 3)), 2),
+        )
+
     def test_a_single_label(self):
         np.testing.assert_array_equal(
             utils.unary_from_labels([0, 1], 1, 0.6), np.array([[0, -np.log(0.6)]], np.float32)
@@ -344,37 +397,45 @@ print(np.array(crf.inference(2)).shape, dcrf.__name__, pydensecrf.utils.__name__
 """
 
 
-POOL = """
-import multiprocessing
+# A function as scripts have them, for processes to run.
+SEGMENT = """
+import multiprocessing, os, subprocess, sys
 import numpy as np
 import torch
-import pydensecrf.densecrf as dcrf
 
 torch.set_num_threads(2)
 
 def segment(seed):
+    import pydensecrf.densecrf as dcrf
     random = np.random.default_rng(seed)
     crf = dcrf.DenseCRF2D(200, 100, 5)
     crf.setUnaryEnergy(random.uniform(0, 3, (5, 20000)).astype(np.float32))
     crf.addPairwiseGaussian(sxy=3, compat=3)
-    return np.array(crf.inference(2))
-
-expected = segment(0)
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    print(np.allclose(pool.map_async(segment, [0, 0]).get(60), expected, atol=1e-5))
+    return np.array(crf.inference(2)), dcrf.__name__, torch.get_num_threads()
+"""
+START = """
+if __name__ == "__main__":
+    for way in sys.argv[1:]:
+        # Threads of PyTorch, which a child does not have.
+        torch.softmax(torch.rand(1000, 1000), 1)
+        with multiprocessing.get_context(way).Pool(2) as pool:
+            (first, name, threads), (second, *_) = pool.map_async(segment, [0, 0]).get(100)
+        print(way, name, threads, np.array_equal(first, second))
 """
 
 
 class TestRunner:
-    def run(self, folder, *arguments):
+    def run(self, folder, *arguments, runner=("-m", "hdcrf.compat")):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment.pop("OMP_NUM_THREADS", None)
         return subprocess.run(
-            [sys.executable, "-m", "hdcrf.compat", *arguments],
+            [sys.executable, *runner, *arguments],
             cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
 
     @pytest.fixture
@@ -390,41 +451,97 @@ class TestRunner:
         done = self.run(folder, "scripts/segment.py", "a", "--b")
         assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
 
+    @pytest.mark.slow
     def test_script_knows_where_it_is(self, folder):
         (folder / "beside.py").write_text("")
         (folder / "scripts" / "place.py").write_text(
             "import sys\nprint(__file__, sys.path[0])\nimport beside\n"
         )
-        done = self.run(folder, "scripts/place.py")
         place = folder.resolve() / "scripts"
+        done = self.run(folder, "scripts/place.py")
         assert done.stdout == f"{place / 'place.py'} {place}\n"
         assert "No module named 'beside'" in done.stderr  # as Python itself does not find it
 
+    @pytest.mark.slow
+    def test_script_by_a_link(self, folder):
+        (folder / "link.py").symlink_to(folder / "scripts" / "segment.py")  # what is beside it is found
+        done = self.run(folder, "link.py", "a", "--b")
+        assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
+
+    @pytest.mark.slow
+    def test_folder_and_archive(self, folder):
+        (folder / "scripts" / "__main__.py").write_text(SCRIPT)
+        with zipfile.ZipFile(folder / "scripts.zip", "w") as archive:
+            for name in ("__main__.py", "helper.py"):
+                archive.write(folder / "scripts" / name, name)
+        for app in ("scripts", "scripts.zip"):
+            done = self.run(folder, app, "a", "--b")
+            assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
+
+    @pytest.mark.slow
     def test_module(self, folder):
         done = self.run(folder / "scripts", "-m", "segment", "a", "--b")
         assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
 
+    @pytest.mark.slow
+    def test_processes_that_the_script_starts(self, folder):
+        (folder / "pool.py").write_text(SEGMENT + START)
+        ways = multiprocessing.get_all_start_methods()
+        done = self.run(folder, "pool.py", *ways)
+        expected = [f"{way} hdcrf.compat.densecrf {1 if way == 'fork' else 2} True\n" for way in ways]
+        assert done.stdout == "".join(expected), done.stderr
+
+    @pytest.mark.slow
+    def test_program_that_the_script_starts(self, folder):
+        command = "import pydensecrf.densecrf, pydensecrf; print(pydensecrf.densecrf.__name__, pydensecrf)"
+        (folder / "starts.py").write_text(
+            "import subprocess, sys\nimport pydensecrf\n"
+            f"subprocess.run([sys.executable, '-c', {command!r}], check=True)\n"
+        )
+        done = self.run(folder, "starts.py")
+        assert done.stdout.startswith("hdcrf.compat.densecrf <module 'hdcrf.compat' from"), done.stderr
+
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
-    def test_pool_of_forked_processes(self, folder):
-        (folder / "pool.py").write_text(POOL)
-        done = self.run(folder, "pool.py")
+    def test_forked_process_that_imports_it_by_itself(self, folder):
+        text = (SEGMENT + START).replace("import pydensecrf.densecrf", "import hdcrf.compat.densecrf")
+        (folder / "late.py").write_text(text)
+        done = self.run(folder, "late.py", "fork", runner=())
+        assert done.stdout == "fork hdcrf.compat.densecrf 1 True\n", done.stderr
+
+    @pytest.mark.slow
+    def test_thread_that_outlives_the_script(self, folder):
+        (folder / "thread.py").write_text(
+            "import pickle, threading, time\ndef function(): pass\n"
+            "def late():\n"
+            "    while threading.main_thread().is_alive(): time.sleep(0.01)\n"
+            "    print(pickle.loads(pickle.dumps(function)) is function)\n"
+            "threading.Thread(target=late).start()\n"
+        )
+        done = self.run(folder, "thread.py")
         assert done.stdout == "True\n", done.stderr
 
-    def test_help_and_wrong_use(self, folder):
-        assert self.run(folder, "--help").stdout.startswith("Usage: python -m hdcrf.compat script.py")
-        done = self.run(folder)
-        assert done.returncode == 2
-        assert done.stderr.startswith("Usage:")
-        done = self.run(folder, "nothing.py")
-        assert done.returncode == 2
-        assert "nothing.py: there is no such script" in done.stderr
+    def test_help_and_wrong_use(self, monkeypatch, capsys):
+        for arguments, code in (["--help"], 0), ([], 2), (["nothing.py"], 2):
+            monkeypatch.setattr(sys, "argv", ["hdcrf.compat", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == code
+            printed = capsys.readouterr()
+            shown, silent = (printed.err, printed.out) if code else (printed.out, printed.err)
+            assert silent == ""
+            assert "Usage: python -m hdcrf.compat script.py" in shown
+            assert ("nothing.py: there is no such script" in shown) == ("nothing.py" in arguments)
+        assert "pydensecrf" not in sys.modules or sys.modules["pydensecrf"] is not hdcrf.compat
 
+    @pytest.mark.slow
     def test_exit_code_of_the_script(self, folder):
         (folder / "fails.py").write_text("import pydensecrf.densecrf as d\nd.DenseCRF(5, 0)\n")
         done = self.run(folder, "fails.py")
         assert done.returncode == 1
         assert "`nlabels` must be at least 1" in done.stderr
 
+    @pytest.mark.slow
     def test_what_there_is_not(self, folder):
         (folder / "fails.py").write_text("import pydensecrf.nothing\n")
         assert "No module named 'pydensecrf.nothing'" in self.run(folder, "fails.py").stderr

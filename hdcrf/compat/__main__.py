@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import runpy
 import sys
 
@@ -11,7 +12,8 @@ from hdcrf.compat import install
 USAGE = """Usage: python -m hdcrf.compat script.py [arguments]
        python -m hdcrf.compat -m module [arguments]
 
-Runs a script or a module in which `import pydensecrf` means hdcrf.compat."""
+Runs a script or a module in which `import pydensecrf` means hdcrf.compat; a folder or an archive with a
+__main__.py too."""
 
 
 def main() -> None:
@@ -20,20 +22,28 @@ def main() -> None:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if given else sys.stderr)
         sys.exit(0 if given else 2)
-    install()
     if given[0] == "-m" and len(given) > 1:
+        install()
         sys.argv = given[1:]
-        runpy.run_module(given[1], run_name="__main__", alter_sys=True)
-        return
-    script = given[0]
-    if not os.path.isfile(script):
-        print(f"{script}: there is no such script\n{USAGE}", file=sys.stderr)
+        kept = runpy.run_module(given[1], run_name="__main__", alter_sys=True)
+    elif os.path.exists(given[0]):
+        install()
+        sys.argv = given
+        kept = _run_script(os.path.abspath(given[0]))
+    else:
+        print(f"{given[0]}: there is no such script\n{USAGE}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = given
-    script = os.path.abspath(script)
+    # Threads of the script may live on, and pickle functions by their names in __main__.
+    vars(sys.modules["__main__"]).update(kept)
+
+
+def _run_script(script: str) -> dict[str, object]:
+    """Run a script, or a folder or an archive, and return its names."""
     if not getattr(sys.flags, "safe_path", False):  # of Python 3.11
-        sys.path[0] = os.path.dirname(script)  # was the folder it is called from
-    runpy.run_path(script, run_name="__main__")
+        # It was the folder that this is called from.
+        whole = pkgutil.get_importer(script) is not None
+        sys.path[0] = script if whole else os.path.dirname(os.path.realpath(script))
+    return runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ used is an error that says why.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hdcrf.arrays import plain_value, real_array
-from hdcrf.compat.inputs import count, deviations, divide, matrix, member, places
+from hdcrf.compat.inputs import check_finite, count, deviations, divide, matrix, member, places
 from hdcrf.compatibility import Compatibility
 from hdcrf.mean_field import mean_field, out_of_range, softmax
 from hdcrf.pairwise import LatticeKernel
@@ -78,6 +78,7 @@ _NORMALIZATIONS = {
 }
 _EXCLUDED = 1e30  # the energy of what an infinite one excludes: no message comes near it
 _LEAST = 1e-20  # marginals under the logarithm of the divergence
+_SET_UP = ("_nvar", "_nlabels", "_logits", "_pairwise", "_w", "_h")  # by __init__
 
 
 class Unary:
@@ -128,8 +129,10 @@ class _Lattice(PermutohedralLattice):
         if len(features) % 4 == 0:
             return super()._structure(axes)
         self.features = torch.cat([features, torch.zeros_like(features[:1])])
-        structure = super()._structure(axes)
-        self.features = features
+        try:
+            structure = super()._structure(axes)
+        finally:
+            self.features = features
         cells = structure.cells
         return replace(structure, cells=replace(cells, cell=cells.cell[:-1], weights=cells.weights[:-1]))
 
@@ -140,12 +143,23 @@ class _Pairwise(NamedTuple):
     kernel: LatticeKernel
     compatibility: Tensor | None
 
-    def cost(self, marginals: Tensor) -> Tensor:
-        """Return μ K Q for (N, K) marginals."""
+    def subtract_cost(self, marginals: Tensor, total: Tensor) -> None:
+        """Subtract μ K Q, for (N, K) marginals, from `total` in place."""
         message, costs = self.kernel.apply(marginals), self.compatibility
         if costs is None:
-            return -message
-        return message * costs if costs.dim() == 1 else message @ costs
+            total += message
+        elif costs.dim() == 1:
+            total.addcmul_(message, costs, value=-1)
+        else:
+            total.addmm_(message, costs, alpha=-1)
+
+
+class _Origin(NamedTuple):
+    """What a feature was made from: how messages say that it is too large."""
+
+    fault: str
+    feature: str
+    remedy: str
 
 
 class DenseCRF:
@@ -165,9 +179,21 @@ class DenseCRF:
     def __init__(self, nvar: int, nlabels: int, *_: object, **__: object) -> None:
         self._nvar = count("nvar", nvar, 1)
         self._nlabels = count("nlabels", nlabels, 1)
-        self._logits = torch.zeros(self._nvar, self._nlabels)
-        self._has_unary = False
+        self._logits: Tensor | None = None
         self._pairwise: list[_Pairwise] = []
+
+    def __getattr__(self, name: str) -> object:
+        explained = "; call super().__init__ first, with the numbers of places and labels"
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}" + (explained if name in _SET_UP else "")
+        )
+
+    @property
+    def _unary(self) -> Tensor:
+        """The logits -U, (N, K), zeros without a unary energy."""
+        if self._logits is None:
+            return torch.from_numpy(np.zeros((self._nvar, self._nlabels), dtype=np.float32))
+        return self._logits
 
     def setUnary(self, u: Unary) -> None:
         """Take a unary energy, in place of any before."""
@@ -191,7 +217,6 @@ class DenseCRF:
         if highest == np.inf:
             energy = np.where(energy == np.inf, np.float32(_EXCLUDED), energy)
         self._logits = -torch.from_numpy(np.ascontiguousarray(energy.T))
-        self._has_unary = True
 
     def setUnaryEnergy(self, u: ArrayLike, f: ArrayLike | None = None) -> None:
         """Take a unary energy, in place of any before.
@@ -226,34 +251,40 @@ class DenseCRF:
             TypeError: If an argument has the wrong type.
             ValueError: If it has the wrong shape or a value that cannot be used.
         """
-        self._add("features", features, compat, kernel, normalization)
-
-    def _add(
-        self, name: str, features: ArrayLike, compat: float | ArrayLike, kernel: int, normalization: int
-    ) -> None:
-        """Add a kernel over features; `name` is what those are called in messages."""
         array = matrix("features", features)
         if array.shape[1] != self._nvar or len(array) == 0:
             raise ValueError(
                 f"`features` must have shape (d, N) with N = {self._nvar}, got {array.shape}"
                 + ("; transpose it" if len(array) == self._nvar else "")
             )
+        check_finite("features", array)
+
+        def origin(axis: int) -> _Origin:
+            remedy = "divide it by a larger standard deviation, or subtract its mean"
+            return _Origin("`features` is too large", f"feature {axis}", remedy)
+
+        self._add(array, origin, compat, kernel, normalization)
+
+    def _add(
+        self,
+        array: NDArray[np.float32],
+        origin: Callable[[int], _Origin],
+        compat: float | ArrayLike,
+        kernel: int,
+        normalization: int,
+    ) -> None:
+        """Add a kernel over features (d, N), which are infinite where a deviation is too small."""
         member("kernel", kernel, KernelType)
         normalized = _NORMALIZATIONS[member("normalization", normalization, NormalizationType)]
         weight, costs = self._compatibility(compat)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"`{name}` must give finite features, got NaN or infinity; look at the picture, and for too "
-                "small a standard deviation"
-            )
+        infinite = np.argwhere(np.isinf(array))
+        if len(infinite):
+            axis, point = infinite[0].tolist()
+            raise _too_large(array, axis, point, origin)
         try:
             lattice = _Lattice(torch.from_numpy(array).T)
         except CoordinateRangeError as error:
-            raise ValueError(
-                f"`{name}` is too small: place {error.point} lies "
-                f"{abs(float(array[error.axis, error.point])):.6g} standard deviations out along feature "
-                f"{error.axis}, more than the lattice can hold; use larger ones"
-            ) from error
+            raise _too_large(array, error.axis, error.point, origin) from error
         if normalized == "none":
             weight *= _their_scale(lattice.dimension) / lattice.constant
         self._pairwise.append(_Pairwise(LatticeKernel(lattice, weight, normalized), costs))
@@ -288,7 +319,7 @@ class DenseCRF:
             if all(part.compatibility is None for part in self._pairwise):
                 kernels = [part.kernel for part in self._pairwise]
                 marginals = mean_field(
-                    self._logits,
+                    self._unary,
                     kernels,
                     Compatibility(self._nlabels),
                     iterations=iterations,
@@ -296,20 +327,24 @@ class DenseCRF:
                     return_logits=False,
                 ).marginals
             else:
-                marginals = softmax(self._logits)
+                marginals = softmax(self._unary)
                 for _ in range(iterations):
                     marginals = self._step(marginals)
         return marginals.numpy().T
 
     def _step(self, marginals: Tensor) -> Tensor:
         """Return the (N, K) marginals after one iteration."""
-        logits = self._logits.clone()
-        for part in self._pairwise:
-            logits -= part.cost(marginals)
-        updated = softmax(logits)
+        updated = softmax(self._updated(marginals))
         if not bool(torch.isfinite(updated.sum())):
-            raise out_of_range(self._logits, 1)
+            raise out_of_range(marginals, 1)
         return updated
+
+    def _updated(self, marginals: Tensor) -> Tensor:
+        """Return -U - Σ_c μ_c K_c Q, (N, K), for marginals Q."""
+        total = self._unary.clone()
+        for part in self._pairwise:
+            part.subtract_cost(marginals, total)
+        return total
 
     def startInference(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return what mean field starts from, marginals (K, N) float32, and two arrays for `stepInference`.
@@ -317,7 +352,7 @@ class DenseCRF:
         The two are empty: no memory is needed between steps. Without a unary energy the marginals are zeros,
         as in pydensecrf; `inference` starts from equal ones.
         """
-        start = softmax(self._logits) if self._has_unary else torch.zeros_like(self._logits)
+        start = self._unary if self._logits is None else softmax(self._logits)
         empty = np.zeros((0, 0), dtype=np.float32)
         return start.numpy().T, empty, empty.copy()
 
@@ -336,10 +371,9 @@ class DenseCRF:
         """
         with torch.inference_mode():
             marginals = self._rows(Q)
-            total = marginals * marginals.clamp_min(_LEAST).log() - marginals * self._logits
-            for part in self._pairwise:
-                total += marginals * part.cost(marginals)
-            return float(total.sum(dtype=torch.float64))
+            logarithm = marginals.clamp_min(_LEAST).log_()
+            terms = logarithm.sub_(self._updated(marginals)).mul_(marginals)
+            return float(terms.sum(dtype=torch.float64))
 
     def pairwiseEnergy(self, labels: ArrayLike, term: int = -1) -> NDArray[np.float32]:
         """Return each place's part of the pairwise energy of a labelling, as the original C++ code has it.
@@ -365,9 +399,11 @@ class DenseCRF:
         known = (index >= 0) & (index < self._nlabels)
         index = index.clamp(0, self._nlabels - 1)
         with torch.inference_mode():
-            marginals = torch.zeros_like(self._logits).scatter_(1, index, known.float())
-            costs = sum((part.cost(marginals) for part in parts), torch.zeros_like(marginals))
-            return (costs.gather(1, index) * known)[:, 0].mul_(-0.5).numpy()
+            marginals = torch.zeros(self._nvar, self._nlabels).scatter_(1, index, known.float())
+            rewards = torch.zeros_like(marginals)
+            for part in parts:
+                part.subtract_cost(marginals, rewards)
+            return (rewards.gather(1, index) * known)[:, 0].mul_(0.5).numpy()
 
     def _rows(self, Q: ArrayLike) -> Tensor:
         """Return marginals (K, N) as (N, K)."""
@@ -409,7 +445,9 @@ class DenseCRF2D(DenseCRF):
             kernel: As in `addPairwiseEnergy`.
             normalization: As in `addPairwiseEnergy`.
         """
-        self._add("sxy", self._places(sxy).reshape(2, -1), compat, kernel, normalization)
+        self._add(
+            np.ascontiguousarray(self._places(sxy)).reshape(2, -1), _position, compat, kernel, normalization
+        )
 
     def addPairwiseBilateral(
         self,
@@ -438,17 +476,39 @@ class DenseCRF2D(DenseCRF):
                 f"`rgbim` must have shape (h, w, c) = ({self._h}, {self._w}, c), got {picture.shape}"
                 + ("; DenseCRF2D takes the width first" if swapped and self._w != self._h else "")
             )
+        check_finite("rgbim", picture)
         sigmas = deviations("srgb", srgb, channels.shape[2], "channels of `rgbim`", more=True)
         features = np.empty((2 + channels.shape[2], self._h, self._w), dtype=np.float32)
         features[:2] = self._places(sxy)
         features[2:] = np.moveaxis(channels, 2, 0)
         divide(features[2:], sigmas)
-        self._add("sxy, srgb", features.reshape(len(features), -1), compat, kernel, normalization)
+
+        def origin(axis: int) -> _Origin:
+            remedy = "use a larger one, or look for outliers in the picture"
+            colour = _Origin("`srgb` is too small for `rgbim`", f"channel {axis - 2}", remedy)
+            return _position(axis) if axis < 2 else colour
+
+        self._add(features.reshape(len(features), -1), origin, compat, kernel, normalization)
 
     def _places(self, sxy: float | Sequence[float]) -> NDArray[np.float32]:
         """Return x and y over their standard deviations, (2, h, w)."""
         x, y = deviations("sxy", sxy, 2, "axes x and y", more=True)
         return places((y, x), (self._h, self._w))[::-1]
+
+
+def _position(axis: int) -> _Origin:
+    return _Origin("`sxy` is too small", "xy"[axis], "use a larger one")
+
+
+def _too_large(
+    array: NDArray[np.float32], axis: int, point: int, origin: Callable[[int], _Origin]
+) -> ValueError:
+    """Return the error of a feature that the lattice cannot hold."""
+    fault, feature, remedy = origin(axis)
+    return ValueError(
+        f"{fault}: {feature} of place {point} is {abs(float(array[axis, point])):.6g} standard deviations "
+        f"from 0, more than the lattice can hold; {remedy}"
+    )
 
 
 def _their_scale(dimension: int) -> float:

@@ -16,7 +16,7 @@ from hdcrf.arrays import plain_value, real_array
 from hdcrf.layer_inputs import levels_to_user
 from voxel.checks import check_count, check_positive
 
-__all__ = ["count", "deviations", "divide", "matrix", "member", "places"]
+__all__ = ["check_finite", "count", "deviations", "divide", "matrix", "member", "places"]
 
 _Member = TypeVar("_Member", bound=enum.IntEnum)
 
@@ -42,6 +42,7 @@ def deviations(
         more: Whether pydensecrf ignores further ones, so that they are no error but a warning.
         fewer: Whether it takes 1 for missing ones, so that these are.
     """
+    given = plain_value(name, given)
     if isinstance(given, Real):
         return [_deviation(name, given)] * number
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -64,10 +65,20 @@ def _deviation(name: str, value: Any) -> float:
     return math.inf if isinstance(value, Real) and value == math.inf else check_positive(name, value)
 
 
+def check_finite(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError naming the first entry that is NaN or infinite."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+    raise ValueError(f"`{name}` must be finite, got {array[place]} at index {place}; look at its source")
+
+
 def divide(features: NDArray[np.float32], sigmas: Sequence[float]) -> None:
     """Divide features (d, …) by their standard deviations, in place; too small a one makes them infinite."""
     with np.errstate(all="ignore"):
-        features /= np.array(sigmas, dtype=np.float32).reshape(-1, *[1] * (features.ndim - 1))
+        divisors = np.array(sigmas, dtype=np.float32)
+        divisors[divisors == 0] = np.finfo(np.float32).smallest_subnormal  # rounded to 0: no 0 / 0
+        features /= divisors.reshape(-1, *[1] * (features.ndim - 1))
 
 
 def places(sigmas: Sequence[float], lengths: Sequence[int]) -> NDArray[np.float32]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Number
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hdcrf.arrays import even_array, real_array
+from hdcrf.arrays import even_array, plain_value, real_array
 from hdcrf.compat.inputs import deviations, divide, places
 from voxel.checks import check_count, check_number
 
@@ -46,7 +47,8 @@ def unary_from_labels(
         ValueError: If a label or `gt_prob` is out of range.
     """
     count = check_count("n_labels", n_labels, 1)
-    if not 0 < check_number("gt_prob", gt_prob) < 1:
+    gt_prob = check_number("gt_prob", plain_value("gt_prob", gt_prob))
+    if not 0 < gt_prob < 1:
         raise ValueError(f"`gt_prob` must lie between 0 and 1, got {gt_prob}")
     array = even_array("labels", labels).ravel()
     if array.dtype.kind not in "iub":
@@ -97,11 +99,13 @@ def unary_from_softmax(
     if math.isnan(lowest) or (clip is None and lowest < 0):
         raise ValueError(f"`sm` must hold probabilities, 0 or greater, got {lowest:.6g}; look at its source")
     if scale is not None:
-        if not 0 < check_number("scale", scale) <= 1:
+        scale = check_number("scale", plain_value("scale", scale))
+        if not 0 < scale <= 1:
             raise ValueError(f"`scale` must be above 0 and at most 1, got {scale}")
         probabilities = scale * probabilities + (1 - scale) / len(probabilities)
     if clip is not None:
-        probabilities = np.clip(probabilities, check_number("clip", clip), 1.0)
+        least = check_number("clip", plain_value("clip", clip))
+        probabilities = np.clip(probabilities, least, 1.0)
     with np.errstate(divide="ignore"):  # without `clip`, the energy of what is excluded is infinite
         return -np.log(probabilities).astype(np.float32)
 
@@ -123,8 +127,11 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> ND
         (d, N) float32: the index along each axis, divided by its standard deviation.
 
     Raises:
+        TypeError: If `shape` is a number.
         ValueError: If they differ in number, or a standard deviation is not positive.
     """
+    if isinstance(plain_value("shape", shape), Number):
+        raise TypeError(f"`shape` must be a sequence of lengths, got {shape}; for one axis, ({shape},)")
     lengths = [check_count(f"shape[{axis}]", length, 0) for axis, length in enumerate(shape)]
     features = places(deviations("sdims", sdims, len(lengths), "axes"), lengths)
     return features.reshape(len(lengths), -1)
