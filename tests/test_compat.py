@@ -470,13 +470,15 @@ class TestRunner:
 
     @pytest.mark.slow
     def test_folder_and_archive(self, folder):
-        (folder / "scripts" / "__main__.py").write_text(SCRIPT)
+        (folder / "beside.py").write_text("")
+        beside = "import importlib.util\nprint(importlib.util.find_spec('beside'))"
+        (folder / "scripts" / "__main__.py").write_text(SCRIPT + beside)
         with zipfile.ZipFile(folder / "scripts.zip", "w") as archive:
             for name in ("__main__.py", "helper.py"):
                 archive.write(folder / "scripts" / name, name)
         for app in ("scripts", "scripts.zip"):
             done = self.run(folder, app, "a", "--b")
-            assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED, "", 0)
+            assert (done.stdout, done.stderr, done.returncode) == (self.EXPECTED + "None\n", "", 0)
 
     @pytest.mark.slow
     def test_module(self, folder):

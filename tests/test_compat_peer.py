@@ -16,12 +16,13 @@ their_utils = pytest.importorskip("pydensecrf.utils")
 their_eigen = pytest.importorskip("pydensecrf.eigen")
 
 BOTH = ((theirs, their_utils), (ours, our_utils))
-HEIGHT, WIDTH = 60, 80
+HEIGHT, WIDTH = 45, 60
 KERNELS = ("CONST_KERNEL", "DIAG_KERNEL", "FULL_KERNEL")
 NORMALIZATIONS = ("NO_NORMALIZATION", "NORMALIZE_BEFORE", "NORMALIZE_AFTER", "NORMALIZE_SYMMETRIC")
 
-# The contract. Worst seen over all cases: no label differs, marginals by 3e-6, and on average by 9e-9.
-LEAST_EQUAL, MOST_APART, MOST_APART_ON_AVERAGE = 0.999, 0.02, 1e-3
+# No label differs, and marginals by no more than this. Worst seen here: 2e-6, on average 1e-8; in
+# benchmarks/drop_in.py 3e-5, where points are many and lie close to the borders of simplices.
+MOST_APART, MOST_APART_ON_AVERAGE = 1e-4, 1e-6
 
 
 def probabilities(name, labels):
@@ -54,7 +55,8 @@ def built(module, utils, name, labels, *, kernel="DIAG_KERNEL", normalization="N
     return crf
 
 
-def assert_alike(expected, result):
+def assert_alike(expected, result, *, ties=False):
+    """Compare marginals; with `ties`, labels may differ where two are as likely."""
     expected, result = np.asarray(expected), np.asarray(result)
     assert result.shape == expected.shape
     assert result.dtype == expected.dtype
@@ -62,7 +64,11 @@ def assert_alike(expected, result):
     apart = np.abs(result - expected)
     assert apart.max() <= MOST_APART
     assert apart.mean() <= MOST_APART_ON_AVERAGE
-    assert (result.argmax(0) == expected.argmax(0)).mean() >= LEAST_EQUAL
+    same = result.argmax(0) == expected.argmax(0)
+    if ties:
+        second, first = np.sort(expected, axis=0)[-2:]
+        same |= first - second < 1e-6
+    assert same.all()
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
@@ -86,32 +92,135 @@ def test_inference_steps_and_divergence(kernel, normalization, generic, labels, 
     divergences = []
     for _ in range(5):
         theirs_now, ours_now = (crf.klDivergence(state[0]) for crf, state in zip(crfs, states, strict=True))
-        # Theirs adds up pairwise terms in float32. Worst seen: 5e-5.
-        assert ours_now == pytest.approx(theirs_now, rel=2e-4)
+        # Theirs adds up in float32. Worst seen: 2e-5.
+        assert ours_now == pytest.approx(theirs_now, rel=1e-4)
         divergences.append(ours_now)
         for crf, state in zip(crfs, states, strict=True):
             crf.stepInference(*state)
         assert_alike(states[0][0], states[1][0])
-    assert divergences[-1] < divergences[0]
-    if normalization == "NORMALIZE_SYMMETRIC":  # the kernel that mean field supposes
-        assert all(after < before for before, after in itertools.pairwise(divergences))
+    assert all(after < before for before, after in itertools.pairwise(divergences))
     np.testing.assert_allclose(states[1][0], result, rtol=0, atol=1e-4)  # worst seen: 2e-6
 
 
 @pytest.mark.parametrize("labels", [2, 5])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", ["number and vector", "vectors", "matrices", "vector and matrix"])
-def test_compatibilities(kind, labels):
+def test_compatibilities(kind, normalization, labels):
     random = np.random.default_rng(0)
     vector = -random.uniform(1, 6, labels).astype(np.float32)
     matrix = (random.uniform(0, 4, (labels, labels)) * (1 - np.eye(labels))).astype(np.float32)
+    scale = np.float32(0.01 if normalization == "NO_NORMALIZATION" else 1)
     compat = {
-        "number and vector": (3.0, vector),
-        "vectors": (vector, 2 * vector),
-        "matrices": (matrix, 2 * matrix.T.copy()),
-        "vector and matrix": (vector, matrix),
+        "number and vector": (3 * scale, scale * vector),
+        "vectors": (scale * vector, 2 * scale * vector),
+        "matrices": (scale * matrix, 2 * scale * matrix.T.copy()),
+        "vector and matrix": (scale * vector, scale * matrix),
     }[kind]
-    expected, result = (np.array(built(*both, "coffee", labels, compat=compat).inference(5)) for both in BOTH)
+    crfs = [built(*both, "coffee", labels, compat=compat, normalization=normalization) for both in BOTH]
+    assert_alike(*run_and_step(crfs, labels))
+
+
+def run_and_step(crfs, labels, iterations=3):
+    """Return the marginals of both, after checking that their steps and divergences agree."""
+    states = [crf.startInference() for crf in crfs]
+    for _ in range(iterations):
+        for crf, state in zip(crfs, states, strict=True):
+            crf.stepInference(*state)
+        if labels > 1:  # with one label, everything but rounding cancels out
+            expected, divergence = (
+                crf.klDivergence(state[0]) for crf, state in zip(crfs, states, strict=True)
+            )
+            assert divergence == pytest.approx(expected, rel=1e-4)
+    assert_alike(states[0][0], states[1][0])
+    return [np.array(crf.inference(iterations)) for crf in crfs]
+
+
+@pytest.mark.parametrize("labels", [1, 1000])
+def test_number_of_labels(labels):
+    random, image = np.random.default_rng(0), photo("coffee", 12, 16)
+    unary = random.uniform(0, 5, (labels, 192)).astype(np.float32)
+    rewards = -np.linspace(1, 8, labels, dtype=np.float32)
+    crfs = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF2D(16, 12, labels)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(sxy=2, compat=rewards)
+        crf.addPairwiseBilateral(sxy=10, srgb=13, rgbim=image, compat=10)
+        crfs.append(crf)
+    assert_alike(*run_and_step(crfs, labels))
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("dimension", [1, 2, 5, 8, 20, 60, 115, 118, 120, 150, 300])
+def test_number_of_features(dimension, normalization):
+    random = np.random.default_rng(dimension)
+    points = 30 if dimension < 150 else 10
+    groups = random.normal(size=(dimension, 4))[:, random.integers(0, 4, points)]
+    features = (3 * groups + 0.3 * random.normal(size=(dimension, points))).astype(np.float32)
+    unary = random.uniform(0, 3, (3, points)).astype(np.float32)
+    # Without normalisation, messages fall with the number of features.
+    compat = dimension / 2 if normalization == "NO_NORMALIZATION" else 3
+    crfs = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF(points, 3)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseEnergy(features, compat=compat, normalization=getattr(module, normalization))
+        crfs.append(crf)
+    expected, result = run_and_step(crfs, 3)
     assert_alike(expected, result)
+    assert np.abs(expected - np.exp(-unary) / np.exp(-unary).sum(0)).max() > 0.1
+
+
+def test_labels_that_are_excluded():
+    unary = np.array(their_utils.unary_from_softmax(probabilities("coffee", 3)))
+    unary[0, ::2] = np.inf
+    unary[1, ::3] = 3e38
+    marginals = []
+    for module, _ in BOTH:
+        crf = module.DenseCRF2D(WIDTH, HEIGHT, 3)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseBilateral(sxy=30, srgb=13, rgbim=photo("coffee", HEIGHT, WIDTH), compat=10)
+        marginals.append(np.array(crf.inference(5)))
+        assert (marginals[-1][0, ::2] < 1e-30).all()
+    assert_alike(*marginals)
+
+
+@pytest.mark.parametrize("kind", ["volume", "hyperspectral"])
+def test_volumes_and_pictures_of_many_channels(kind):
+    random = np.random.default_rng(0)
+    shape = (6, 10, 11) if kind == "volume" else (15, 20)
+    channels = 1 if kind == "volume" else 30
+    image = random.normal(size=(channels, *shape)).cumsum(1).cumsum(2).astype(np.float32)
+    softmax = random.dirichlet(np.ones(3), shape)
+    softmax = np.ascontiguousarray(np.moveaxis(softmax, -1, 0), dtype=np.float32)
+    costs = 5 * (1 - np.eye(3, dtype=np.float32))
+    crfs = []
+    for module, utils in BOTH:
+        crf = module.DenseCRF(softmax[0].size, 3)
+        crf.setUnaryEnergy(np.ascontiguousarray(utils.unary_from_softmax(softmax)))
+        sdims = tuple(range(2, 2 + len(shape)))
+        crf.addPairwiseEnergy(utils.create_pairwise_gaussian(sdims, shape), compat=3)
+        bilateral = utils.create_pairwise_bilateral(sdims, (4.0,) * channels, image, chdim=0)
+        crf.addPairwiseEnergy(bilateral, compat=costs)
+        crfs.append(crf)
+    assert_alike(*run_and_step(crfs, 3))
+
+
+def test_places_where_two_labels_are_as_likely():
+    # Scribbles, which narrow kernels do not carry far: elsewhere all labels are alike but for rounding.
+    strokes = np.zeros((HEIGHT, WIDTH), dtype=int)
+    for label in range(1, 9):
+        strokes[5 * label : 5 * label + 2, 6 * label : 6 * label + 6] = label
+    marginals = []
+    for module, utils in BOTH:
+        crf = module.DenseCRF2D(WIDTH, HEIGHT, 8)
+        crf.setUnaryEnergy(utils.unary_from_labels(strokes, 8, gt_prob=0.7))
+        crf.addPairwiseGaussian(sxy=1, compat=3)
+        crf.addPairwiseBilateral(sxy=4, srgb=3, rgbim=photo("coffee", HEIGHT, WIDTH), compat=10)
+        marginals.append(np.array(crf.inference(5)))
+    assert_alike(*marginals, ties=True)
+    second, first = np.sort(marginals[0], axis=0)[-2:]
+    assert 0.1 < (first - second < 1e-6).mean() < 0.9
 
 
 def test_deviations_of_each_axis_and_channel():

@@ -62,8 +62,6 @@ def install() -> None:
         sys.modules[f"pydensecrf.{module.__name__.rpartition('.')[2]}"] = module
     if _STAND_IN not in sys.path:
         sys.path.insert(1, _STAND_IN)  # after the script's own folder
-    inherited = os.environ.get("PYTHONPATH")
-    if not inherited:
-        os.environ["PYTHONPATH"] = _STAND_IN
-    elif _STAND_IN not in inherited.split(os.pathsep):
-        os.environ["PYTHONPATH"] = _STAND_IN + os.pathsep + inherited
+    inherited = os.environ.get("PYTHONPATH", "")
+    if _STAND_IN not in inherited.split(os.pathsep):
+        os.environ["PYTHONPATH"] = _STAND_IN + (os.pathsep + inherited if inherited else "")

@@ -40,9 +40,9 @@ def main() -> None:
 def _run_script(script: str) -> dict[str, object]:
     """Run a script, or a folder or an archive, and return its names."""
     if not getattr(sys.flags, "safe_path", False):  # of Python 3.11
-        # It was the folder that this is called from.
-        whole = pkgutil.get_importer(script) is not None
-        sys.path[0] = script if whole else os.path.dirname(os.path.realpath(script))
+        del sys.path[0]  # the folder that this is called from
+        if pkgutil.get_importer(script) is None:  # a folder or an archive comes first by itself
+            sys.path.insert(0, os.path.dirname(os.path.realpath(script)))
     return runpy.run_path(script, run_name="__main__")
 
 
