@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from numbers import Real
 from typing import NamedTuple
 
@@ -23,14 +22,13 @@ from torch import Tensor
 
 from hdcrf.arrays import plain_value, real_array
 from hdcrf.compat.inputs import check_finite, count, deviations, divide, matrix, member, places
+from hdcrf.compat.pairwise import Lattice, Pairwise, their_scale
 from hdcrf.compatibility import Compatibility
 from hdcrf.mean_field import mean_field, out_of_range, softmax
 from hdcrf.pairwise import LatticeKernel
 from hdcrf.refine import MOST_ITERATIONS
-from lattice import PermutohedralLattice
 from voxel import CoordinateRangeError
 from voxel.checks import check_count, check_number
-from voxel.splat_blur_slice import Structure
 
 __all__ = [
     "CONST_KERNEL",
@@ -117,43 +115,6 @@ class LogisticUnary(Unary):
         super().__init__(weights @ features)
 
 
-class _Lattice(PermutohedralLattice):
-    """The lattice with the vertices of theirs.
-
-    Their code goes through points by fours and fills up the last four with zeros, whose simplex gets vertices
-    as a point's does. The blur reaches some neighbours only through these.
-    """
-
-    def _structure(self, axes: Tensor) -> Structure:
-        features = self.features
-        if len(features) % 4 == 0:
-            return super()._structure(axes)
-        self.features = torch.cat([features, torch.zeros_like(features[:1])])
-        try:
-            structure = super()._structure(axes)
-        finally:
-            self.features = features
-        cells = structure.cells
-        return replace(structure, cells=replace(cells, cell=cells.cell[:-1], weights=cells.weights[:-1]))
-
-
-class _Pairwise(NamedTuple):
-    """A weighted kernel, and its μ: -1 on the diagonal where that is None, or a diagonal, or a matrix."""
-
-    kernel: LatticeKernel
-    compatibility: Tensor | None
-
-    def subtract_cost(self, marginals: Tensor, total: Tensor) -> None:
-        """Subtract μ K Q, for (N, K) marginals, from `total` in place."""
-        message, costs = self.kernel.apply(marginals), self.compatibility
-        if costs is None:
-            total += message
-        elif costs.dim() == 1:
-            total.addcmul_(message, costs, value=-1)
-        else:
-            total.addmm_(message, costs, alpha=-1)
-
-
 class _Origin(NamedTuple):
     """What a feature was made from: how messages say that it is too large."""
 
@@ -180,7 +141,7 @@ class DenseCRF:
         self._nvar = count("nvar", nvar, 1)
         self._nlabels = count("nlabels", nlabels, 1)
         self._logits: Tensor | None = None
-        self._pairwise: list[_Pairwise] = []
+        self._pairwise: list[Pairwise] = []
 
     def __getattr__(self, name: str) -> object:
         explained = "; call super().__init__ first, with the numbers of places and labels"
@@ -282,12 +243,12 @@ class DenseCRF:
             axis, point = infinite[0].tolist()
             raise _too_large(array, axis, point, origin)
         try:
-            lattice = _Lattice(torch.from_numpy(array).T)
+            lattice = Lattice(torch.from_numpy(array).T)
         except CoordinateRangeError as error:
             raise _too_large(array, error.axis, error.point, origin) from error
         if normalized == "none":
-            weight *= _their_scale(lattice.dimension) / lattice.constant
-        self._pairwise.append(_Pairwise(LatticeKernel(lattice, weight, normalized), costs))
+            weight *= their_scale(lattice.dimension) / lattice.constant
+        self._pairwise.append(Pairwise(LatticeKernel(lattice, weight, normalized), costs))
 
     def _compatibility(self, compat: float | ArrayLike) -> tuple[float, Tensor | None]:
         """Return a kernel's weight, and μ if that is no number."""
@@ -509,11 +470,3 @@ def _too_large(
         f"{fault}: {feature} of place {point} is {abs(float(array[axis, point])):.6g} standard deviations "
         f"from 0, more than the lattice can hold; {remedy}"
     )
-
-
-def _their_scale(dimension: int) -> float:
-    """Return the c of their lattice without normalisation, which is not calibrated as ours is.
-
-    Their blur has taps ½, 1, ½, twice ours, along each of d + 1 axes, and all is divided by 1 + 2^-d.
-    """
-    return 2.0 ** (dimension + 1) / (1 + 2.0**-dimension)
