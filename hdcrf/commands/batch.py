@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import time
@@ -16,6 +15,7 @@ import click
 from hdcrf import machine
 from hdcrf.commands.batch_results import hints, output_writers, print_notes, summary
 from hdcrf.commands.batch_run import Run
+from hdcrf.commands.failures import as_early_end
 from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, has_png, print_failures
 from hdcrf.commands.options import (
     DEVICE,
@@ -34,7 +34,7 @@ from hdcrf.commands.running import (
     print_results,
 )
 from hdcrf.failures import as_input_error
-from hdcrf.files import InputError, check_outputs, many, reason, whole_files
+from hdcrf.files import InputError, check_outputs, many, whole_files
 from hdcrf.folders.manifest import MANIFEST, open_manifest
 from hdcrf.folders.outcomes import total_scores
 from hdcrf.folders.pairs import Pair, find_pairs
@@ -143,7 +143,7 @@ def batch(
             ignore=ignore,
         )
         run = Run(pairs, manifest, refinement, workers=workers, threads=threads, quiet=quiet)
-        with _explained(context, run):
+        with as_early_end(context, lambda: run.progress, "cannot write the results: "):
             run.score_kept()
             began = time.perf_counter()
             run.refine_others()
@@ -290,23 +290,6 @@ def _place(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_dev, status.st_ino
     return None
-
-
-@contextmanager
-def _explained(context: click.Context, run: Run) -> Iterator[None]:
-    """If the block ends early, say how far the run came."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; {run.progress}.", err=True)
-        context.exit(130)
-    except SystemExit:  # by a signal
-        click.echo(f"Ended; {run.progress}.", err=True)
-        raise
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        raise click.ClickException(f"cannot write the results: {reason(error)}; {run.progress}") from error
 
 
 def _said(

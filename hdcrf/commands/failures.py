@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import click
 from hdcrf.failures import is_out_of_memory
 from hdcrf.files import InputError, NotPutBackError, reason
 
-__all__ = ["Commands", "as_print_failure", "as_write_failure"]
+__all__ = ["Commands", "as_early_end", "as_print_failure", "as_write_failure"]
 
 
 class _WrongInput(click.ClickException):
@@ -68,6 +68,29 @@ def _clean_end_by_signals() -> Iterator[None]:
     finally:
         for each in taken:
             signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def as_early_end(context: click.Context, said: Callable[[], str], prefix: str = "") -> Iterator[None]:
+    """If the block is interrupted, ended by a signal, or cannot write, say where things stand.
+
+    Args:
+        context: Of the command.
+        said: Returns where, in a sentence without its end.
+        prefix: Of the message on what cannot be written.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; {said()}.", err=True)
+        context.exit(130)
+    except SystemExit:  # by a signal
+        click.echo(f"Ended; {said()}.", err=True)
+        raise
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise click.ClickException(f"{prefix}{reason(error)}; {said()}") from error
 
 
 @contextmanager

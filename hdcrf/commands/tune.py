@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import math
 import re
@@ -17,6 +16,7 @@ import torch
 
 import hdcrf
 from hdcrf import machine
+from hdcrf.commands.failures import as_early_end
 from hdcrf.commands.folder_options import IGNORE, UNKNOWN, check_predictions, print_failures
 from hdcrf.commands.options import (
     PATH,
@@ -43,7 +43,7 @@ from hdcrf.commands.tune_file import head, params_writer, plain, to_write
 from hdcrf.commands.tune_material import Material, drawn_pairs, read_material
 from hdcrf.commands.tune_results import Row, effort, fewer, gain, table, warning
 from hdcrf.failures import is_out_of_memory
-from hdcrf.files import InputError, Note, check_outputs, import_extra, reason
+from hdcrf.files import InputError, Note, check_outputs, import_extra
 from hdcrf.folders.pairs import find_pairs
 from hdcrf.folders.scores import LabelScores
 from hdcrf.folders.settings import Settings
@@ -316,19 +316,10 @@ def _explained(context: click.Context, storage: Path | None) -> Iterator[None]:
         return
     kept = f"the trials so far are in {storage}, and the same command goes on"
     try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; {kept}.", err=True)
-        context.exit(130)
-    except SystemExit:  # by a signal
-        click.echo(f"Ended; {kept}.", err=True)
-        raise
+        with as_early_end(context, lambda: kept):
+            yield
     except InputError as error:
         raise InputError(f"{error}; {kept}") from error
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        raise click.ClickException(f"{reason(error)}; {kept}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
